@@ -1,0 +1,1 @@
+//! Writes history to the store and answers for it.

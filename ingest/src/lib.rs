@@ -1,0 +1,1 @@
+//! Orders, deduplicates and checks commands.

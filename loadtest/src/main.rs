@@ -1,0 +1,2 @@
+//! Loads
+fn main() {}

@@ -1,0 +1,1 @@
+//! Whole clusters in a test, manual clock, faulty ports.
