@@ -1,0 +1,50 @@
+# The commands of the project. CI calls `check` and `test` and nothing else (.ci/run).
+# Everything fits a machine of two cores; what is missing is installed, or named where that can't be done.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build run test check fmt audit readme-test crash-test
+
+# Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
+DATA ?= ./data
+ARGS ?=
+
+help: ## Lists these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Builds target/release/posthaste and target/release/loadtest
+	@scripts/need.sh cargo cc
+	cargo build --release --locked --bin posthaste --bin loadtest
+
+run: build ## Builds, then serves on http://127.0.0.1:8080 with its data in ./data
+	target/release/posthaste serve --data $(DATA) $(ARGS)
+
+test: ## Runs every test; each suite prints its time, the last line counts them
+	@scripts/need.sh cargo cc curl jq
+	@scripts/test.sh
+
+check: ## Format, lints, documentation, dependencies (bans, licences, sources, unused ones)
+	@scripts/need.sh cargo rustfmt clippy cc cargo-deny cargo-machete
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
+	cargo fetch --locked --quiet
+	cargo deny --offline --locked check --hide-inclusion-graph bans licenses sources
+	cargo machete
+
+fmt: ## Formats the code
+	@scripts/need.sh cargo rustfmt
+	cargo fmt --all
+
+audit: ## Looks for advisories against the dependencies (needs the network)
+	@scripts/need.sh cargo cargo-deny
+	cargo deny --locked check advisories
+
+readme-test: ## Runs the README's examples against a fresh server
+	@scripts/need.sh cargo cc curl jq
+	cargo build --locked --bin posthaste --bin loadtest
+	BIN=target/debug scripts/readme-test.sh
+
+crash-test: build ## Kills the server with -9 KILLS times in DURATION seconds under a verified load
+	BIN=target/release scripts/crash-test.sh

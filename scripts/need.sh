@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Makes sure that the named tools are there: installs what is missing, or says what to install.
+# Usage: scripts/need.sh TOOL…
+set -euo pipefail
+
+# Versions that are known to work with this repository; a newer one that is installed already is fine.
+CARGO_DENY=0.20.2
+CARGO_MACHETE=0.9.2
+
+missing() {
+  echo "missing: $1. $2" >&2
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+apt() { # tool, packages…
+  local tool=$1
+  shift
+  local sudo=
+  [ "$(id -u)" = 0 ] || sudo=sudo
+  if have apt-get && { [ -z "$sudo" ] || have sudo; }; then
+    echo "installing $* (for $tool)" >&2
+    $sudo apt-get install -y -q "$@" >&2 || { $sudo apt-get update -q >&2 && $sudo apt-get install -y -q "$@" >&2; }
+  fi
+  have "$tool" || missing "$tool" "Install it with your system's packages (Debian: apt-get install $*)."
+}
+
+# A tool of our own use: quick to build matters more than quick to run.
+cargo_tool() { # name, version
+  have "$1" && return
+  echo "installing $1 $2 (once, some minutes)" >&2
+  CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+    cargo install --locked --version "$2" "$1" >&2 || missing "$1" "Install it: cargo install --locked --version $2 $1"
+}
+
+component() { # cargo subcommand, rustup component
+  cargo "$1" --version >/dev/null 2>&1 && return
+  have rustup || missing "$2" "Install Rust through https://rustup.rs, or your system's package of $2."
+  rustup component add "$2" >&2 || missing "$2" "Install it: rustup component add $2"
+}
+
+# rustup puts its programs there; a shell opened before does not know yet.
+[ -d "$HOME/.cargo/bin" ] && PATH="$HOME/.cargo/bin:$PATH"
+
+for tool in "$@"; do
+  case $tool in
+    cargo) have cargo || missing "Rust" "Install it through https://rustup.rs; rust-toolchain.toml names the version." ;;
+    rustfmt) component fmt rustfmt ;;
+    clippy) component clippy clippy ;;
+    cc) have cc || apt cc gcc libc6-dev ;; # SQLite is compiled in
+    cargo-deny) cargo_tool cargo-deny $CARGO_DENY ;;
+    cargo-machete) cargo_tool cargo-machete $CARGO_MACHETE ;;
+    *) have "$tool" || apt "$tool" "$tool" ;;
+  esac
+done

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Runs every suite on one build in the dev profile. Each suite prints its seconds; the last line has the counts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=0
+started=$SECONDS
+
+suite() { # name, command…: what is not a cargo test counts as one test
+  local name=$1 begin=$SECONDS
+  shift
+  echo "── $name"
+  if "$@"; then
+    echo "── $name: ok, $((SECONDS - begin)) s"
+  else
+    echo "── $name: FAILED, $((SECONDS - begin)) s"
+    return 1
+  fi
+}
+
+cargo_tests() { cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"; }
+
+# The binaries and the tests in one command: they share one feature set and so one build.
+suite build cargo build --workspace --locked --lib --bins --tests || exit 1
+suite "cargo test" cargo_tests || failed=1
+
+# One line per suite: its name and libtest's own clock.
+summary=$(awk '
+  /^ *Running / { name = $0; sub(/^ *Running /, "", name); crate = name; sub(/.*\/deps\//, "", crate); sub(/-[0-9a-f]+\)$/, "", crate)
+                  sub(/ \(.*/, "", name); sub(/^unittests /, "", name); name = crate " " name }
+  /^ *Doc-tests / { name = $2 " (examples in the documentation)" }
+  /^test result: / { for (i = 1; i <= NF; i++) { if ($i ~ /^passed/) p = $(i-1); if ($i ~ /^failed/) f = $(i-1); if ($i ~ /^ignored/) g = $(i-1) }
+                     passed += p; failed += f; ignored += g
+                     if (p + f + g) printf "%8s  %4d passed, %d failed  %s\n", $NF, p, f, name }
+  END { printf "%d %d %d\n", passed, failed, ignored }' "$log")
+counts=$(tail -n 1 <<<"$summary")
+read -r tests_passed tests_failed tests_ignored <<<"$counts"
+
+echo "── suites"
+sed '$d' <<<"$summary"
+echo "tests: $tests_passed passed, $tests_failed failed, $tests_ignored ignored, $((SECONDS - started)) s in all"
+exit $failed
