@@ -66,7 +66,8 @@ impl Codec {
     /// If the schema does not parse: a fault of the build, found by the first test.
     #[expect(clippy::expect_used, reason = "the schemas are compiled in; a broken one fails the first test")]
     pub fn new(schema: &str) -> Self {
-        let schema: &'static Schema = Box::leak(Box::new(Schema::parse_str(schema).expect("a checked-in schema parses")));
+        let schema: &'static Schema =
+            Box::leak(Box::new(Schema::parse_str(schema).expect("a checked-in schema parses")));
         let mut header = [0; HEADER_BYTES];
         header[..2].copy_from_slice(&MARKER);
         header[2..].copy_from_slice(&schema.fingerprint::<Rabin>().bytes);

@@ -174,16 +174,9 @@ impl EventView {
                 reply_to: message.reply_to,
                 client_msg_id: (viewer == Some(by)).then_some(event.command),
             },
-            EventKind::Member(member) => Self::Member {
-                room,
-                seq,
-                id,
-                at,
-                by,
-                user: member.user,
-                change: member.change,
-                role: member.role,
-            },
+            EventKind::Member(member) => {
+                Self::Member { room, seq, id, at, by, user: member.user, change: member.change, role: member.role }
+            }
             EventKind::Created(settings) => changed(RoomChanged {
                 created: true,
                 kind: Some(settings.kind),

@@ -98,8 +98,7 @@ pub trait FanoutPort: Send + Sync {
     /// Takes interest back. What is under way may still come.
     fn unregister(&self, edge: EdgeId, lane: Lane, partition: Partition, keys: &[[u8; 16]]);
     /// The rooms of a partition that had events in (from, to], with the largest seq of each.
-    async fn changed(&self, partition: Partition, from: Offset, to: Offset)
-    -> Result<Vec<(RoomId, Seq)>, Unavailable>;
+    async fn changed(&self, partition: Partition, from: Offset, to: Offset) -> Result<Vec<(RoomId, Seq)>, Unavailable>;
     /// Those of `users` in whom any edge has registered interest: they are online.
     async fn online(&self, users: &[UserId]) -> Result<Vec<UserId>, Unavailable>;
 }

@@ -177,22 +177,20 @@ fn user_event() -> impl Strategy<Value = UserEvent> {
 }
 
 fn receipt() -> impl Strategy<Value = Receipt> {
-    (room(), user(), session(), seq(), seq(), time()).prop_map(
-        |(room, user, session, delivered_seq, read_seq, at)| Receipt {
-            room,
-            user,
-            session,
-            delivered_seq,
-            read_seq,
-            at,
-        },
-    )
+    (room(), user(), session(), seq(), seq(), time()).prop_map(|(room, user, session, delivered_seq, read_seq, at)| {
+        Receipt { room, user, session, delivered_seq, read_seq, at }
+    })
 }
 
 fn signal() -> impl Strategy<Value = Signal> {
     let kind = prop::sample::select(vec![SignalKind::Typing, SignalKind::Online, SignalKind::Offline]);
-    (room(), user(), session(), kind, time())
-        .prop_map(|(room, user, session, kind, at)| Signal { room, user, session, kind, at })
+    (room(), user(), session(), kind, time()).prop_map(|(room, user, session, kind, at)| Signal {
+        room,
+        user,
+        session,
+        kind,
+        at,
+    })
 }
 
 fn dead_letter() -> impl Strategy<Value = DeadLetter> {

@@ -78,8 +78,10 @@ pub trait Archive: Send + Sync + 'static {
         newest: bool,
     ) -> Result<Vec<Event>, Error>;
     /// Which of these commands have acted.
-    async fn acted(&self, keys: &[(RoomId, UserId, CommandId)])
-    -> Result<Vec<((RoomId, UserId, CommandId), Acted)>, Error>;
+    async fn acted(
+        &self,
+        keys: &[(RoomId, UserId, CommandId)],
+    ) -> Result<Vec<((RoomId, UserId, CommandId), Acted)>, Error>;
     /// The largest command id archived in a room: ingest's floor for a cold room (I4).
     async fn largest_command(&self, room: RoomId) -> Result<Option<CommandId>, Error>;
     /// One person's watermarks in several rooms; absent where there are none.

@@ -97,8 +97,13 @@ pub trait Devices: Send + Sync + 'static {
     /// A person's live devices, newest first.
     async fn devices_of(&self, user: UserId) -> Result<Vec<Device>, Error>;
     /// Spends `hash` for `next` if it is live at `now`, in one step.
-    async fn rotate(&self, hash: TokenHash, next: TokenHash, expires_at: Timestamp, now: Timestamp)
-    -> Result<Rotation, Error>;
+    async fn rotate(
+        &self,
+        hash: TokenHash,
+        next: TokenHash,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Rotation, Error>;
     /// Revokes a device, its whole family with it, and enters that in the revocation table; idempotent.
     async fn revoke_device(
         &self,

@@ -146,13 +146,7 @@ pub trait Log: Send + Sync + 'static {
 
     /// Committed records from `from` on, at most about `max_bytes` but at least one record where there is one. Empty
     /// at the end.
-    async fn read(
-        &self,
-        topic: Topic,
-        partition: Partition,
-        from: Offset,
-        max_bytes: usize,
-    ) -> Result<Fetched, Error>;
+    async fn read(&self, topic: Topic, partition: Partition, from: Offset, max_bytes: usize) -> Result<Fetched, Error>;
 
     /// Position of the first record kept.
     async fn start(&self, topic: Topic, partition: Partition) -> Result<Offset, Error>;
