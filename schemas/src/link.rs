@@ -20,7 +20,7 @@ use crate::user_event::UserEvent;
 pub struct Unavailable;
 
 /// Which topic's positions a batch counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
     /// `events`, keyed by room.
     Rooms,
@@ -32,7 +32,9 @@ pub enum Lane {
 /// along in the rooms lane; they have no positions.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Epoch of the partition's owner: an edge listens to the highest that it has registered with.
+    /// Epoch of the partition's owner: an edge listens to the highest that it has registered with. A higher one tells
+    /// of a new owner, which knows nothing of this edge's interest: register again. Each new owner says so by an empty
+    /// batch to every edge attached.
     pub epoch: u64,
     /// Whose positions `from` and `to` are.
     pub lane: Lane,
@@ -87,7 +89,10 @@ pub trait FanoutPort: Send + Sync {
     /// Takes it out, its interest with it.
     fn detach(&self, edge: EdgeId);
     /// Registers interest in rooms or users (their ids' bytes) of one partition. Before the answer, the edge has taken
-    /// an empty batch that ends at `Registered::at`.
+    /// an empty batch that ends at `Registered::at`. The first registration in a partition after `attach`, or with a new
+    /// owner, begins the count anew (`from` == `to` == `at`), which an edge with an older watermark sees as a miss. A
+    /// key's own stream begins with the answer to *its* registration: an edge that comes back names all keys of a
+    /// partition in one call, or asks [`FanoutPort::changed`] up to the last answer.
     async fn register(
         &self,
         edge: EdgeId,
