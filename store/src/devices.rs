@@ -5,6 +5,9 @@ use schemas::{DeviceId, Timestamp, UserId};
 
 use crate::Error;
 
+/// Most entries that one poll of the revocation table brings.
+pub const REVOCATIONS_MAX: usize = 1_000;
+
 /// SHA-256 of an opaque refresh token.
 pub type TokenHash = [u8; 32];
 
@@ -112,6 +115,6 @@ pub trait Devices: Send + Sync + 'static {
         at: Timestamp,
         reason: RevocationReason,
     ) -> Result<(), Error>;
-    /// Entries after `number`, in order, at most 1,000.
+    /// Entries after `number`, in order, at most [`REVOCATIONS_MAX`].
     async fn revocations(&self, after: u64) -> Result<Vec<Revocation>, Error>;
 }

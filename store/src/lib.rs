@@ -15,6 +15,7 @@ pub mod accounts;
 pub mod archive;
 pub mod devices;
 pub mod keys;
+pub mod memory;
 pub mod rooms;
 
 /// What can go wrong, as far as a caller acts on it.
@@ -31,3 +32,8 @@ pub enum Error {
 /// Everything that a store is.
 pub trait Store: accounts::Accounts + devices::Devices + keys::Keys + rooms::Rooms + archive::Archive {}
 impl<T: accounts::Accounts + devices::Devices + keys::Keys + rooms::Rooms + archive::Archive> Store for T {}
+
+/// A name as it is compared: without regard to case. The engines fold before they store, so that all agree on it.
+fn fold_case(name: &str) -> String {
+    name.to_lowercase()
+}

@@ -1,0 +1,65 @@
+//! The engine in memory: for tests and the simulator. Owns plain maps under one lock; nothing survives its end, so of
+//! law 1 it keeps only what a restart of its users (not of itself) shows.
+
+mod accounts;
+mod archive;
+mod devices;
+mod keys;
+mod receipts;
+mod rooms;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+use schemas::room::{Member, RoomInfo};
+use schemas::{CommandId, DeviceId, Event, Offset, Partition, RoomId, Seq, Timestamp, Topic, UserId};
+
+use crate::accounts::Account;
+use crate::archive::{Acted, Watermarks};
+use crate::devices::{Device, RefreshToken, Revocation, TokenHash};
+use crate::keys::SigningKey;
+use receipts::Frontier;
+
+/// A store in memory.
+#[derive(Default)]
+pub struct MemoryStore {
+    // One lock for all: each call is one step, as a transaction is in the other engines.
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    accounts: HashMap<UserId, Account>,
+    devices: HashMap<DeviceId, Device>,
+    tokens: HashMap<TokenHash, RefreshToken>,
+    revocations: Vec<Revocation>,
+    signing_keys: Vec<SigningKey>,
+    rooms: HashMap<RoomId, RoomInfo>,
+    members: BTreeMap<(RoomId, UserId), Member>,
+    listings: BTreeMap<(UserId, RoomId), (Seq, bool)>,
+    handle_claims: HashMap<String, (RoomId, Timestamp)>,
+    events: BTreeMap<(RoomId, Seq), Arc<Event>>,
+    commands: HashMap<(RoomId, UserId, CommandId), Acted>,
+    largest_commands: HashMap<RoomId, CommandId>,
+    receipts: BTreeMap<(RoomId, UserId), Receipts>,
+    progress: HashMap<(Topic, Partition), Offset>,
+}
+
+#[derive(Default)]
+struct Receipts {
+    watermarks: Watermarks,
+    delivered: Frontier,
+    read: Frontier,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock()
+    }
+}
