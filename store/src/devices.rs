@@ -107,6 +107,8 @@ pub trait Devices: Send + Sync + 'static {
         expires_at: Timestamp,
         now: Timestamp,
     ) -> Result<Rotation, Error>;
+    /// A refresh token's row: whether a successor has been spent in its turn.
+    async fn refresh_token(&self, hash: TokenHash) -> Result<Option<RefreshToken>, Error>;
     /// Revokes a device, its whole family with it, and enters that in the revocation table; idempotent.
     async fn revoke_device(
         &self,
