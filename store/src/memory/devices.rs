@@ -53,6 +53,10 @@ impl Devices for MemoryStore {
         Ok(Rotation::Rotated { user, device })
     }
 
+    async fn refresh_token(&self, hash: TokenHash) -> Result<Option<RefreshToken>, Error> {
+        Ok(self.tables().tokens.get(&hash).cloned())
+    }
+
     async fn revoke_device(
         &self,
         user: UserId,
