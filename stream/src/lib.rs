@@ -19,6 +19,9 @@
 //! 7. **Bounds.** A full disk or a full volatile topic fails the call with `Error::Unavailable`; nothing accepted is
 //!    lost, and calls succeed again once there is room.
 
+mod broker;
+pub mod memory;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -117,13 +120,16 @@ pub struct GroupMember {
     pub epoch: u64,
 }
 
+/// Positions in partitions.
+pub type Positions = Vec<(Topic, Partition, Offset)>;
+
 /// One transaction: all of it or nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Transaction {
     /// Records, in the order in which their partitions shall have them.
     pub records: Vec<(Topic, Partition, Record)>,
     /// The positions after what was consumed for them.
-    pub consumed: Option<(GroupMember, Vec<(Topic, Partition, Offset)>)>,
+    pub consumed: Option<(GroupMember, Positions)>,
 }
 
 /// A log engine.
