@@ -1,6 +1,8 @@
 //! The laws of the store port. Each is listed once, in [`laws!`], and runs on every engine; an engine joins by an
 //! [`Engine`] and one line. The laws' files have the names of the aggregates.
 
+#![expect(clippy::unwrap_used, reason = "a law that does not hold panics")]
+
 mod accounts;
 mod archive;
 mod devices;
@@ -11,8 +13,11 @@ mod rooms;
 
 use std::sync::Arc;
 
+use prometheus::Registry;
 use store::Store;
 use store::memory::MemoryStore;
+use store::sqlite::{Config, SqliteStore};
+use tempfile::TempDir;
 
 /// An engine under test.
 trait Engine: Sized {
@@ -38,6 +43,30 @@ impl Engine for Memory {
     // What is in memory can't outlive its process: only its users start again.
     fn restart(self) -> Self {
         self
+    }
+}
+
+struct Sqlite {
+    dir: TempDir,
+    store: Arc<SqliteStore>,
+}
+
+impl Engine for Sqlite {
+    fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        let store = Arc::new(SqliteStore::open(dir.path(), &Config::default(), &Registry::new()).unwrap());
+        Self { dir, store }
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
+    fn restart(self) -> Self {
+        let Self { dir, store } = self;
+        assert!(Arc::into_inner(store).is_some(), "a law restarts what it still holds");
+        let store = Arc::new(SqliteStore::open(dir.path(), &Config::default(), &Registry::new()).unwrap());
+        Self { dir, store }
     }
 }
 
@@ -101,4 +130,4 @@ macro_rules! laws {
     )*};
 }
 
-laws!(Memory as memory);
+laws!(Memory as memory, Sqlite as sqlite);
