@@ -50,6 +50,12 @@ fn revocation(row: &Row<'_>) -> rusqlite::Result<Revocation> {
     })
 }
 
+/// The token of a hash.
+fn find_token(sql: &Connection, hash: TokenHash) -> Result<Option<RefreshToken>, Error> {
+    let query = "SELECT hash, device, user, expires_at, spent_at, successor FROM refresh_tokens WHERE hash = ?1";
+    one(sql, query, [hash], token)
+}
+
 const REASONS: [(RevocationReason, &str); 3] = [
     (RevocationReason::SignedOut, "signed_out"),
     (RevocationReason::Banned, "banned"),
@@ -97,6 +103,10 @@ impl Devices for SqliteStore {
         self.readers.read(move |sql| all(sql, &query, [user.as_bytes()], device)).await
     }
 
+    async fn refresh_token(&self, hash: TokenHash) -> Result<Option<RefreshToken>, Error> {
+        self.readers.read(move |sql| find_token(sql, hash)).await
+    }
+
     async fn rotate(
         &self,
         hash: TokenHash,
@@ -105,9 +115,7 @@ impl Devices for SqliteStore {
         now: Timestamp,
     ) -> Result<Rotation, Error> {
         let rotate = move |sql: &Connection| {
-            let query =
-                "SELECT hash, device, user, expires_at, spent_at, successor FROM refresh_tokens WHERE hash = ?1";
-            let Some(token) = one(sql, query, [hash], token)? else { return Ok(Rotation::Unknown) };
+            let Some(token) = find_token(sql, hash)? else { return Ok(Rotation::Unknown) };
             let device = token.device.as_bytes();
             let is_live = "SELECT NOT revoked FROM devices WHERE id = ?1";
             let is_live = one(sql, is_live, [device], |row| row.get(0))?.unwrap_or(false);

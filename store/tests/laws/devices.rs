@@ -50,6 +50,9 @@ pub async fn a_rotated_token_is_spent_and_its_successor_live(engine: impl Engine
     assert_eq!(store.rotate(hash(1), hash(2), at(2_000), at(20)).await.unwrap(), rotated);
     let spent = RefreshToken { spent: Some((at(20), hash(2))), ..token(1, 1, 1) };
     assert_eq!(store.rotate(hash(1), hash(3), NEVER, at(30)).await.unwrap(), Rotation::Spent { token: spent });
+    let successor = RefreshToken { hash: hash(2), expires_at: at(2_000), ..token(1, 1, 1) };
+    assert_eq!(store.refresh_token(hash(2)).await.unwrap(), Some(successor));
+    assert_eq!(store.refresh_token(hash(3)).await.unwrap(), None);
     // The loser's successor was never made, the winner's lives until its own time.
     assert_eq!(store.rotate(hash(3), hash(4), NEVER, at(30)).await.unwrap(), Rotation::Unknown);
     assert_eq!(store.rotate(hash(2), hash(5), NEVER, at(2_000)).await.unwrap(), rotated);
