@@ -3,7 +3,5 @@
 
 pub mod deps;
 pub mod hub;
-pub mod metrics;
-pub mod socket;
 
 pub use deps::Deps;
