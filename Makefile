@@ -21,7 +21,7 @@ run: build ## Builds, then serves on http://127.0.0.1:8080 with its data in ./da
 	target/release/posthaste serve --data $(DATA) $(ARGS)
 
 test: ## Runs every test; each suite prints its time, the last line counts them
-	@scripts/need.sh cargo cc curl jq
+	@scripts/need.sh cargo cc curl jq python3
 	@scripts/test.sh
 
 check: ## Format, lints, documentation, dependencies (bans, licences, sources, unused ones)
@@ -42,7 +42,7 @@ audit: ## Looks for advisories against the dependencies (needs the network)
 	cargo deny --locked check advisories
 
 readme-test: ## Runs the README's examples against a fresh server
-	@scripts/need.sh cargo cc curl jq
+	@scripts/need.sh cargo cc curl jq python3
 	cargo build --locked --bin posthaste --bin loadtest
 	BIN=target/debug scripts/readme-test.sh
 

@@ -1,11 +1,28 @@
-//! The hub: which local sockets want which rooms, what commands of this edge are in flight, and how far this edge has
-//! heard of each partition (I6).
+//! The hub: which local sockets want which rooms and users, which commands of REST calls wait for their outcome, and how
+//! far this edge has heard of each partition (I6). Passes batches on to sockets; owns interest, receipts on their way
+//! out, presence and heartbeats. Reads no history: a socket that can't be served live reads for itself.
 
+mod batches;
+mod interest;
+mod ticks;
+
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use schemas::link::{Lane, Unavailable};
+use parking_lot::Mutex;
+use schemas::link::{Batch, EdgePort, FanoutPort, HistoryPort, Lane, Unavailable};
 use schemas::outcome::Outcome;
-use schemas::{Command, DeviceId, Event, Offset, Partition, UserId};
+use schemas::{
+    Command, CommandId, DeviceId, EdgeId, Event, Offset, Partition, Record, RoomId, Seq, SessionId, Topic, UserId,
+};
+use stream::Log;
+use tokio::sync::{Notify, oneshot};
+
+use crate::deps::Deps;
+use crate::metrics::HubMetrics;
+use crate::socket::outbox::Socket;
+use batches::LaneTopic;
 
 /// What became of a command.
 #[derive(Clone, Debug)]
@@ -17,23 +34,180 @@ pub enum Answer {
 }
 
 /// The hub of one edge.
-pub struct Hub {}
+pub struct Hub {
+    deps: Deps,
+    metrics: HubMetrics,
+    state: Mutex<State>,
+    /// Commands of REST calls in flight. Bounded by the number of open connections.
+    calls: Mutex<HashMap<CommandId, Vec<oneshot::Sender<Answer>>>>,
+    /// Receipts that wait to be published, merged by maximum. One entry for each room and person at most.
+    receipts: Mutex<ticks::Receipts>,
+    /// Something for [`Hub::run`] to mend: a missed stretch, or a new owner of a partition.
+    mend: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    rooms: HashMap<RoomId, Room>,
+    users: HashMap<UserId, User>,
+    sessions: HashMap<SessionId, Arc<Socket>>,
+    /// How far this edge has heard of each partition, and from which owner.
+    lanes: HashMap<(Lane, Partition), Heard>,
+    /// Stretches that have been missed: rooms that changed in them are to be asked for.
+    missed: Vec<(Lane, Partition, Offset, Offset)>,
+    /// Partitions whose new owner does not know this edge's interest yet.
+    unregistered: Vec<(Lane, Partition)>,
+}
+
+/// A room that local sockets follow.
+#[derive(Default)]
+struct Room {
+    sockets: Arc<Vec<Arc<Socket>>>,
+    member_count: u32,
+    described: bool,
+    receipts: HashMap<UserId, (Seq, Seq)>,
+    senders: std::collections::VecDeque<(Seq, UserId)>,
+}
+
+/// A person with local sockets.
+#[derive(Default)]
+struct User {
+    sockets: Vec<Arc<Socket>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Heard {
+    epoch: u64,
+    watermark: Offset,
+}
 
 impl Hub {
-    /// Publishes a command of a REST call and waits for what becomes of it, at most until its deadline.
-    pub async fn submit(&self, _command: Command) -> Result<Answer, Unavailable> {
-        Err(Unavailable)
+    /// A hub without sockets. [`Hub::attach`] it, and run [`Hub::run`] beside it.
+    pub fn new(deps: Deps, metrics: HubMetrics) -> Arc<Self> {
+        Arc::new(Self {
+            deps,
+            metrics,
+            state: Mutex::default(),
+            calls: Mutex::default(),
+            receipts: Mutex::default(),
+            mend: Notify::new(),
+        })
     }
 
-    /// The position that a read must not be older than: the partition's end, asked at most once in a few
-    /// milliseconds per partition (I8).
-    pub async fn end(&self, _lane: Lane, _partition: Partition) -> Result<Offset, Unavailable> {
-        Err(Unavailable)
+    /// Brings this edge in at fanout.
+    pub async fn attach(self: &Arc<Self>) -> Result<(), Unavailable> {
+        self.deps.fanout.attach(Arc::clone(self) as Arc<dyn EdgePort>).await
+    }
+
+    /// The port that answers for history.
+    pub fn history(&self) -> &Arc<dyn HistoryPort> {
+        &self.deps.history
+    }
+
+    /// What this edge was handed.
+    pub fn deps(&self) -> &Deps {
+        &self.deps
+    }
+
+    /// What is counted and timed.
+    pub fn metrics(&self) -> &HubMetrics {
+        &self.metrics
+    }
+
+    /// The partition of a room or a user.
+    pub fn partition(&self, key: &[u8; 16]) -> Partition {
+        Partition::of(key, self.deps.log.partitions())
+    }
+
+    /// Publishes a command. `Ok` means only that it is on its way.
+    pub async fn publish(&self, command: &Command) -> Result<(), Unavailable> {
+        let key = *command.room.as_bytes();
+        let record = stream::Record { key, value: command.encode() };
+        let partition = self.partition(&key);
+        self.deps.log.append(Topic::Commands, partition, vec![record]).await.map_err(|error| {
+            tracing::warn!(%error, "a command could not be published");
+            Unavailable
+        })?;
+        self.metrics.appended(self.deps.clock.micros() - command.received_us);
+        Ok(())
+    }
+
+    /// Publishes a command of a REST call and waits for what becomes of it, at most until its deadline.
+    pub async fn submit(&self, command: Command) -> Result<Answer, Unavailable> {
+        let (id, room) = (command.id, command.room);
+        let patience = command.deadline.since(self.deps.clock.now()) + Duration::from_millis(200);
+        let (answer, waiting) = oneshot::channel();
+        self.calls.lock().entry(id).or_default().push(answer);
+        let result = match self.publish(&command).await {
+            Ok(()) => tokio::time::timeout(patience, waiting).await.map_err(|_| Unavailable),
+            Err(unavailable) => Err(unavailable),
+        };
+        self.forget_dead_calls(id);
+        let answer = result?.map_err(|_| Unavailable)?;
+        tracing::debug!(command = %id, %room, "a command has its outcome");
+        Ok(answer)
+    }
+
+    fn forget_dead_calls(&self, id: CommandId) {
+        let mut calls = self.calls.lock();
+        if let Some(waiting) = calls.get_mut(&id) {
+            waiting.retain(|answer| !answer.is_closed());
+            if waiting.is_empty() {
+                calls.remove(&id);
+            }
+        }
+    }
+
+    /// The position that a read must not be older than (I8): the partition's end.
+    pub async fn end(&self, lane: Lane, partition: Partition) -> Result<Offset, Unavailable> {
+        self.deps.log.end(lane.topic(), partition).await.map_err(|error| {
+            tracing::warn!(%error, "the end of a partition is unknown");
+            Unavailable
+        })
     }
 
     /// Closes the sockets of a person (of one device, if given) with this code.
-    pub fn close(&self, _user: UserId, _device: Option<DeviceId>, _code: u16) {}
+    pub fn close(&self, user: UserId, device: Option<DeviceId>, code: u16) {
+        let state = self.state.lock();
+        for socket in state.users.get(&user).into_iter().flat_map(|user| &user.sockets) {
+            if device.is_none_or(|device| device == socket.device) {
+                socket.close(code, None);
+            }
+        }
+    }
 
     /// Closes all sockets with this code.
-    pub fn close_all(&self, _code: u16, _retry_after_ms: Option<u32>) {}
+    pub fn close_all(&self, code: u16, retry_after_ms: Option<u32>) {
+        for socket in self.state.lock().sessions.values() {
+            socket.close(code, retry_after_ms);
+        }
+    }
+
+    /// How many sockets are in.
+    pub fn socket_count(&self) -> usize {
+        self.state.lock().sessions.len()
+    }
+}
+
+#[async_trait::async_trait]
+impl EdgePort for Hub {
+    fn id(&self) -> EdgeId {
+        self.deps.edge
+    }
+
+    async fn deliver(&self, batch: Batch) -> Result<(), Unavailable> {
+        self.take(batch);
+        Ok(())
+    }
+}
+
+/// The parts of the hub that only need these.
+impl Hub {
+    fn log(&self) -> &Arc<dyn Log> {
+        &self.deps.log
+    }
+
+    fn fanout(&self) -> &Arc<dyn FanoutPort> {
+        &self.deps.fanout
+    }
 }

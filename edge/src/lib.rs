@@ -3,5 +3,7 @@
 
 pub mod deps;
 pub mod hub;
+pub mod metrics;
+pub mod socket;
 
 pub use deps::Deps;

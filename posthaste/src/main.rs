@@ -1,2 +1,67 @@
-//! One binary
-fn main() {}
+//! The one binary: parses, loads the settings, dispatches. Decides nothing about messages.
+
+mod admin;
+mod config;
+mod shutdown;
+mod telemetry;
+mod wiring;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit status of a usage or settings error, as clap has it.
+const EXIT_USAGE: u8 = 2;
+
+/// Self-hosted real-time messaging that never loses, doubles or reorders a message.
+#[derive(Parser)]
+#[command(name = "posthaste", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves everything in one process, with its data in one directory.
+    Serve {
+        #[command(flatten)]
+        flags: config::Flags,
+    },
+    /// Shows the settings.
+    Config {
+        /// Prints what flags, POSTHASTE_… variables, the file and the defaults come to, secrets masked.
+        #[arg(long, required = true)]
+        print: bool,
+        #[command(flatten)]
+        flags: config::Flags,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let (flags, print) = match &cli.command {
+        Command::Serve { flags } => (flags, false),
+        Command::Config { flags, print } => (flags, *print),
+    };
+    let settings = match config::load(flags) {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("posthaste: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if print {
+        print!("{}", config::print(&settings));
+        return ExitCode::SUCCESS;
+    }
+    telemetry::start(&settings);
+    match wiring::serve(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            eprintln!("posthaste: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

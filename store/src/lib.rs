@@ -17,6 +17,7 @@ pub mod devices;
 pub mod keys;
 pub mod memory;
 pub mod rooms;
+pub mod sqlite;
 
 /// What can go wrong, as far as a caller acts on it.
 #[derive(Debug, Clone, thiserror::Error)]

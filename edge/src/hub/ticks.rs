@@ -1,0 +1,248 @@
+//! What the hub does by itself: publishing receipts and signs of life, heartbeats, ends of tokens, commands without an
+//! outcome, and mending what was missed (I6). One coarse tick for all sockets in place of a timer for each.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemas::frame::{Control, close};
+use schemas::limits::HEARTBEAT;
+use schemas::link::Lane;
+use schemas::receipt::Receipt;
+use schemas::signal::{Signal, SignalKind};
+use schemas::{Offset, Partition, Record, RoomId, Seq, SessionId, Topic, UserId};
+use tokio::sync::watch;
+
+use super::Hub;
+use crate::socket::outbox::Socket;
+use crate::socket::wire;
+
+/// How often receipts are published; a large room's only each [`LARGE_ROOM_TICKS`].
+const TICK: Duration = Duration::from_millis(100);
+
+/// In a large room each receipt concerns many senders: one a second from each member is enough.
+const LARGE_ROOM_TICKS: u64 = 10;
+
+/// Ticks to a second, the beat of heartbeats and deadlines.
+const TICKS_PER_S: u64 = 10;
+
+/// A person is shown as gone when no socket of theirs has come back within this time.
+const GRACE_S: u64 = 5;
+
+/// Rooms of a person that hear that they came or went.
+const PRESENCE_ROOMS_MAX: usize = 50;
+
+/// Receipts that wait to be published; beyond it they are published at once.
+const RECEIPTS_MAX: usize = 50_000;
+
+/// Receipts on their way out, and people whose last socket has gone.
+#[derive(Default)]
+pub(super) struct Receipts {
+    waiting: HashMap<(RoomId, UserId), (SessionId, Seq, Seq)>,
+    gone: Vec<(UserId, Vec<RoomId>, u64)>,
+    ticks: u64,
+}
+
+impl Hub {
+    /// Runs until `shutdown` turns true.
+    pub async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0_u64;
+        while !*shutdown.borrow() {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    count += 1;
+                    self.publish_receipts(count).await;
+                    self.mend().await;
+                    if count.is_multiple_of(TICKS_PER_S) {
+                        self.beat(count / TICKS_PER_S).await;
+                    }
+                }
+                () = self.mend.notified() => self.mend().await,
+                changed = shutdown.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// A person has got further in a room. Both are cumulative; zero says nothing.
+    pub fn receipt(&self, socket: &Socket, room: RoomId, delivered: Seq, read: Seq) {
+        let mut receipts = self.receipts.lock();
+        if receipts.waiting.len() >= RECEIPTS_MAX {
+            // They are maxima: the client's next one says as much.
+            return;
+        }
+        let waiting = receipts.waiting.entry((room, socket.user)).or_insert((socket.session, Seq::ZERO, Seq::ZERO));
+        *waiting = (socket.session, waiting.1.max(delivered), waiting.2.max(read));
+    }
+
+    async fn publish_receipts(&self, count: u64) {
+        let due: Vec<Receipt> = {
+            let at = self.deps.clock.now();
+            let large_rooms_too = count.is_multiple_of(LARGE_ROOM_TICKS);
+            let state = self.state.lock();
+            let mut receipts = self.receipts.lock();
+            receipts.ticks = count;
+            let is_due = |(room, _): &(RoomId, UserId)| {
+                large_rooms_too || state.rooms.get(room).is_none_or(super::Room::is_small)
+            };
+            receipts
+                .waiting
+                .extract_if(|key, _| is_due(key))
+                .map(|((room, user), (session, delivered_seq, read_seq))| Receipt {
+                    room,
+                    user,
+                    session,
+                    delivered_seq,
+                    read_seq,
+                    at,
+                })
+                .collect()
+        };
+        let mut by_partition: HashMap<Partition, Vec<stream::Record>> = HashMap::new();
+        for receipt in due {
+            let key = *receipt.room.as_bytes();
+            by_partition.entry(self.partition(&key)).or_default().push(stream::Record { key, value: receipt.encode() });
+        }
+        for (partition, records) in by_partition {
+            if let Err(error) = self.log().append(Topic::Receipts, partition, records).await {
+                // They are maxima: the client's next one says as much.
+                tracing::warn!(%error, "receipts could not be published");
+            }
+        }
+    }
+
+    /// Publishes a sign of life in these rooms. It is shed first.
+    pub async fn signal(&self, user: UserId, session: SessionId, kind: SignalKind, rooms: &[RoomId]) {
+        let at = self.deps.clock.now();
+        let mut by_partition: HashMap<Partition, Vec<stream::Record>> = HashMap::new();
+        for room in rooms.iter().take(PRESENCE_ROOMS_MAX) {
+            let key = *room.as_bytes();
+            let value = Signal { room: *room, user, session, kind, at }.encode();
+            by_partition.entry(self.partition(&key)).or_default().push(stream::Record { key, value });
+        }
+        for (partition, records) in by_partition {
+            if let Err(error) = self.log().append(Topic::Signals, partition, records).await {
+                tracing::debug!(%error, "signs of life were shed");
+            }
+        }
+    }
+
+    /// A socket has found its rooms: its person came online, unless they were already.
+    pub async fn came(&self, socket: &Socket) {
+        let first = {
+            let mut receipts = self.receipts.lock();
+            let known = receipts.gone.len();
+            receipts.gone.retain(|(user, ..)| *user != socket.user);
+            known == receipts.gone.len()
+        };
+        let rooms = self.small_rooms(&socket.rooms());
+        let alone = self.state.lock().users.get(&socket.user).is_some_and(|user| user.sockets.len() == 1);
+        if first && alone {
+            self.signal(socket.user, socket.session, SignalKind::Online, &rooms).await;
+        }
+    }
+
+    /// The last socket of a person has gone; said to others when the grace is over.
+    pub(super) fn gone(&self, user: UserId, rooms: Vec<RoomId>) {
+        let mut receipts = self.receipts.lock();
+        let due = receipts.ticks + GRACE_S * TICKS_PER_S;
+        receipts.gone.push((user, rooms, due));
+    }
+
+    /// Those of these rooms in which everyone hears of everyone, at most [`PRESENCE_ROOMS_MAX`].
+    pub(super) fn small_rooms(&self, rooms: &[RoomId]) -> Vec<RoomId> {
+        let state = self.state.lock();
+        let small = |room: &&RoomId| state.rooms.get(room).is_none_or(super::Room::is_small);
+        rooms.iter().filter(small).take(PRESENCE_ROOMS_MAX).copied().collect()
+    }
+
+    /// Once a second: heartbeats, tokens that have ended, commands without an outcome, people who have gone.
+    async fn beat(&self, second: u64) {
+        let now = self.deps.clock.now();
+        let elapsed_s = self.elapsed_s();
+        let heartbeat_s = HEARTBEAT.as_secs();
+        let sockets: Vec<Arc<Socket>> = self.state.lock().sessions.values().cloned().collect();
+        let ping = wire::control(Control::Ping {});
+        for socket in sockets {
+            socket.expire(now);
+            if socket.expires_at() <= now {
+                socket.close(close::TOKEN_ENDED, None);
+            } else if u64::from(elapsed_s.saturating_sub(socket.heard_s())) > 2 * heartbeat_s {
+                socket.close(close::HEARTBEAT_MISSED, None);
+            } else if u64::from(socket.session.as_bytes()[15]) % heartbeat_s == second % heartbeat_s {
+                // Spread over the interval by a byte of the id.
+                socket.push(ping.clone(), false);
+            }
+        }
+        let gone: Vec<(UserId, Vec<RoomId>)> = {
+            let mut receipts = self.receipts.lock();
+            let ticks = receipts.ticks;
+            receipts.gone.extract_if(.., |(.., due)| *due <= ticks).map(|(user, rooms, _)| (user, rooms)).collect()
+        };
+        if !gone.is_empty() {
+            let seen: Vec<_> = gone.iter().map(|(user, _)| (*user, now)).collect();
+            if let Err(error) = self.deps.store.touch_accounts(&seen).await {
+                tracing::warn!(%error, "last-seen times could not be written");
+            }
+        }
+        for (user, rooms) in gone {
+            self.signal(user, SessionId::NIL, SignalKind::Offline, &rooms).await;
+        }
+    }
+
+    /// Seconds on the edge's monotonic clock.
+    pub fn elapsed_s(&self) -> u32 {
+        u32::try_from(self.deps.clock.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// Registers with new owners, and asks what happened in stretches that were missed. What fails is tried again.
+    async fn mend(&self) {
+        let (unregistered, missed) = {
+            let mut state = self.state.lock();
+            (std::mem::take(&mut state.unregistered), std::mem::take(&mut state.missed))
+        };
+        for (lane, partition) in unregistered {
+            let keys = self.keys_of(lane, partition);
+            if self.register(lane, partition, &keys).await.is_err() {
+                self.state.lock().unregistered.push((lane, partition));
+            }
+        }
+        for (lane, partition, from, to) in missed {
+            self.metrics.missed.inc();
+            tracing::info!(?lane, %partition, %from, %to, "a stretch was missed");
+            if !self.make_up(lane, partition, from, to).await {
+                self.state.lock().missed.push((lane, partition, from, to));
+            }
+        }
+    }
+
+    async fn make_up(&self, lane: Lane, partition: Partition, from: Offset, to: Offset) -> bool {
+        match lane {
+            Lane::Rooms => match self.fanout().changed(partition, from, to).await {
+                Ok(changed) => {
+                    self.heard_of(&changed);
+                    true
+                }
+                Err(_) => false,
+            },
+            Lane::Users => {
+                let sockets: Vec<Arc<Socket>> = self.state.lock().sessions.values().cloned().collect();
+                for socket in sockets.iter().filter(|socket| self.partition(socket.user.as_bytes()) == partition) {
+                    socket.relist();
+                }
+                true
+            }
+        }
+    }
+
+    /// Everything of a lane's partition that local sockets want.
+    fn keys_of(&self, lane: Lane, partition: Partition) -> Vec<[u8; 16]> {
+        let state = self.state.lock();
+        let keys: Vec<[u8; 16]> = match lane {
+            Lane::Rooms => state.rooms.keys().map(|room| *room.as_bytes()).collect(),
+            Lane::Users => state.users.keys().map(|user| *user.as_bytes()).collect(),
+        };
+        keys.into_iter().filter(|key| self.partition(key) == partition).collect()
+    }
+}

@@ -1,0 +1,38 @@
+//! The WebSocket side of the edge. In reading order: `splice` (a room's cursor, pure), `wire` (frames as bytes and
+//! how they reach the network), `outbox` (what waits for one socket), `session` (one socket's life), `catch_up` (reading
+//! what a socket missed), `upgrade` (from HTTP to a session).
+
+pub mod catch_up;
+pub mod outbox;
+pub mod session;
+pub mod splice;
+pub mod upgrade;
+pub mod wire;
+
+use async_trait::async_trait;
+use schemas::{DeviceId, Timestamp, UserId};
+use uuid::Uuid;
+
+/// Who an access token speaks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Who.
+    pub user: UserId,
+    /// With which device; `None` for tokens of other issuers.
+    pub device: Option<DeviceId>,
+    /// When the token was issued.
+    pub issued_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+
+/// What a socket needs of the rest of the edge: who a token speaks for, ids, and whether a send is within the limits.
+#[async_trait]
+pub trait Gate: Send + Sync {
+    /// Who an access token speaks for, or the close code for a bad one.
+    async fn authenticate(&self, token: &str) -> Result<Identity, u16>;
+    /// A fresh UUIDv7.
+    fn next_id(&self) -> Uuid;
+    /// Takes one send of this person from their allowance; else how many ms to wait.
+    fn allow_send(&self, user: UserId) -> Result<(), u32>;
+}

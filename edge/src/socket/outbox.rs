@@ -1,0 +1,484 @@
+//! One socket as the hub and its session share it: the frames that wait to be written, its place in each of its rooms,
+//! and its commands in flight. Bounded in bytes: what does not fit is not queued, the room is `Behind` instead (I7,
+//! I9). Awaits nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use schemas::frame::{Control, EventView};
+use schemas::limits::OUTBOX_MAX_BYTES;
+use schemas::message::Membership;
+use schemas::outcome::{Outcome, RejectCode};
+use schemas::{CommandId, DeviceId, Event, EventKind, RoomId, Seq, SessionId, Timestamp, UserId};
+use tokio::sync::Notify;
+
+use super::splice::{Offer, RoomCursor};
+use super::wire;
+
+/// Commands of one socket whose outcome is not known yet; more are refused as `rate_limited`.
+const IN_FLIGHT_MAX: usize = 1_000;
+
+/// Frames that a queue keeps room for when it is empty: none of a busy socket's buffers outlives its rush.
+const KEPT_FRAMES: usize = 4;
+
+/// One socket.
+pub struct Socket {
+    /// This socket.
+    pub session: SessionId,
+    /// Whose.
+    pub user: UserId,
+    /// Of which device.
+    pub device: DeviceId,
+    /// Seconds on the edge's monotonic clock when the client was last heard.
+    heard_s: AtomicU32,
+    /// Second of the last sign of life.
+    signalled_s: AtomicU32,
+    wake: Notify,
+    state: Mutex<State>,
+}
+
+/// What changes, under one short lock that is never held over an await.
+#[derive(Default)]
+struct State {
+    frames: VecDeque<Bytes>,
+    bytes: usize,
+    /// When the command behind the oldest waiting event was received, µs; 0: none waits.
+    oldest_us: i64,
+    rooms: HashMap<RoomId, RoomCursor>,
+    /// Rooms that this person has left while connected, with the last event they were sent.
+    ended: HashMap<RoomId, Seq>,
+    in_flight: Vec<InFlight>,
+    /// `accepted` frames whose place has not come yet.
+    held: Vec<Held>,
+    joined: Vec<(RoomId, Seq)>,
+    relist: bool,
+    behind: bool,
+    closing: Option<(u16, Option<u32>)>,
+    expires_at: Timestamp,
+}
+
+struct InFlight {
+    command: CommandId,
+    room: RoomId,
+    deadline: Timestamp,
+}
+
+struct Held {
+    room: RoomId,
+    seq: Seq,
+    command: CommandId,
+    frame: Bytes,
+}
+
+/// An event in the forms in which sockets get it, each encoded at most once and then shared.
+pub struct Shared<'a> {
+    event: &'a Arc<Event>,
+    public: Option<Bytes>,
+    own: Option<Bytes>,
+}
+
+impl<'a> Shared<'a> {
+    /// Nothing is encoded yet.
+    pub fn new(event: &'a Arc<Event>) -> Self {
+        Self { event, public: None, own: None }
+    }
+
+    /// The event.
+    pub fn event(&self) -> &'a Arc<Event> {
+        self.event
+    }
+
+    fn frame_for(&mut self, user: UserId) -> Bytes {
+        let event = self.event;
+        let (form, viewer) = if user == event.by { (&mut self.own, Some(user)) } else { (&mut self.public, None) };
+        form.get_or_insert_with(|| wire::event(&EventView::of(event, viewer))).clone()
+    }
+
+    fn accepted(&self) -> Bytes {
+        wire::control(Control::Accepted {
+            client_msg_id: self.event.command,
+            room: self.event.room,
+            seq: self.event.seq,
+            id: self.event.id,
+            sent_at: self.event.at,
+            duplicate: false,
+        })
+    }
+}
+
+impl Socket {
+    /// A socket without rooms.
+    pub fn new(session: SessionId, user: UserId, device: DeviceId, expires_at: Timestamp) -> Self {
+        Self {
+            session,
+            user,
+            device,
+            heard_s: AtomicU32::new(0),
+            signalled_s: AtomicU32::new(u32::MAX),
+            wake: Notify::new(),
+            state: Mutex::new(State { expires_at, ..State::default() }),
+        }
+    }
+
+    /// Waits until there is something to write or to do.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// The client was heard now.
+    pub fn heard(&self, elapsed_s: u32) {
+        self.heard_s.store(elapsed_s, Ordering::Relaxed);
+    }
+
+    /// When the client was last heard, seconds.
+    pub fn heard_s(&self) -> u32 {
+        self.heard_s.load(Ordering::Relaxed)
+    }
+
+    /// When the access token ends.
+    pub fn expires_at(&self) -> Timestamp {
+        self.state.lock().expires_at
+    }
+
+    /// A fresh token has come.
+    pub fn renew(&self, expires_at: Timestamp) {
+        self.state.lock().expires_at = expires_at;
+    }
+
+    /// Queues a frame that has no place in a room's sequence. `shed`: it may be dropped where the socket is lagging.
+    pub fn push(&self, frame: Bytes, shed: bool) {
+        let mut state = self.state.lock();
+        if !(shed && state.bytes + frame.len() > OUTBOX_MAX_BYTES / 2) {
+            state.push(frame);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Asks the session to close the socket with this code.
+    pub fn close(&self, code: u16, retry_after_ms: Option<u32>) {
+        self.state.lock().closing.get_or_insert((code, retry_after_ms));
+        self.wake.notify_one();
+    }
+
+    /// The code to close with, once asked.
+    pub fn closing(&self) -> Option<(u16, Option<u32>)> {
+        self.state.lock().closing
+    }
+
+    /// Takes what waits to be written, and when the command behind its oldest event was received (µs; 0: none).
+    pub fn take_frames(&self) -> (VecDeque<Bytes>, i64) {
+        let mut state = self.state.lock();
+        state.bytes = 0;
+        (std::mem::take(&mut state.frames), std::mem::take(&mut state.oldest_us))
+    }
+
+    /// Gives the emptied queue back, so that a busy socket does not allocate one each time.
+    pub fn give_back(&self, emptied: VecDeque<Bytes>) {
+        let mut state = self.state.lock();
+        if state.frames.capacity() == 0 && emptied.capacity() <= KEPT_FRAMES {
+            state.frames = emptied;
+        }
+    }
+
+    /// Whether the queue has room for pages of history.
+    pub fn has_room(&self) -> bool {
+        self.state.lock().bytes < OUTBOX_MAX_BYTES / 2
+    }
+
+    /// A command is on its way. `false`: too many are.
+    pub fn send_started(&self, command: CommandId, room: RoomId, deadline: Timestamp) -> bool {
+        let mut state = self.state.lock();
+        if state.in_flight.len() >= IN_FLIGHT_MAX {
+            return false;
+        }
+        state.in_flight.push(InFlight { command, room, deadline });
+        true
+    }
+
+    /// A command did not get on its way.
+    pub fn send_failed(&self, command: CommandId) {
+        self.state.lock().landed(command);
+    }
+
+    /// Whether a sign of life may go out now: one a second.
+    pub fn may_signal(&self, elapsed_s: u32) -> bool {
+        self.signalled_s.swap(elapsed_s, Ordering::Relaxed) != elapsed_s
+    }
+
+    /// Gives up on commands whose deadline has passed: nobody knows what became of them.
+    pub fn expire(&self, now: Timestamp) {
+        let mut state = self.state.lock();
+        if state.in_flight.iter().all(|sent| sent.deadline >= now) {
+            return;
+        }
+        let (lost, kept) = std::mem::take(&mut state.in_flight).into_iter().partition(|sent| sent.deadline < now);
+        state.in_flight = kept;
+        let lost: Vec<InFlight> = lost;
+        for sent in lost {
+            state.push(wire::control(Control::Rejected {
+                client_msg_id: sent.command,
+                room: sent.room,
+                code: RejectCode::Unavailable,
+                detail: "no outcome in time: it is unknown, send again under the same id".into(),
+                retry_after_ms: Some(1_000),
+            }));
+        }
+        self.wake.notify_one();
+    }
+
+    /// What became of a send that made no event.
+    pub fn outcome(&self, outcome: &Outcome) {
+        let mut state = self.state.lock();
+        state.landed(outcome.command);
+        let (client_msg_id, room) = (outcome.command, outcome.room);
+        let frame = match (&outcome.done, &outcome.rejected) {
+            (Some(done), _) => {
+                Control::Accepted { client_msg_id, room, seq: done.seq, id: done.id, sent_at: done.at, duplicate: true }
+            }
+            (None, Some(rejected)) => Control::Rejected {
+                client_msg_id,
+                room,
+                code: rejected.code,
+                detail: rejected.detail.clone(),
+                retry_after_ms: rejected.retry_after_ms,
+            },
+            (None, None) => return,
+        };
+        state.push(wire::control(frame));
+        self.wake.notify_one();
+    }
+
+    /// A live event of a room. `true`: it was this person's way out, and the room is done with.
+    pub fn offer(&self, shared: &mut Shared<'_>) -> bool {
+        let event = shared.event;
+        let mine = event.reply_to.is_some_and(|to| to.session == self.session);
+        let mut state = self.state.lock();
+        let room_left = state.bytes < OUTBOX_MAX_BYTES;
+        let offer = state.rooms.get_mut(&event.room).map(|room| room.offer(event.seq, room_left));
+        let mut ended = false;
+        match offer {
+            Some(Offer::Push) => {
+                let frame = if mine { shared.accepted() } else { shared.frame_for(self.user) };
+                state.push(frame);
+                if state.oldest_us == 0 {
+                    state.oldest_us = event.received_us;
+                }
+                if mine {
+                    state.landed(event.command);
+                }
+                if ends_for(event, self.user) {
+                    state.end(event.room);
+                    ended = true;
+                }
+            }
+            Some(Offer::Behind) => {
+                if mine && state.is_in_flight(event.command) {
+                    let held =
+                        Held { room: event.room, seq: event.seq, command: event.command, frame: shared.accepted() };
+                    state.held.push(held);
+                }
+                state.behind = true;
+            }
+            // The client claims to hold it, or is not following the room: the outcome stands outside the sequence.
+            Some(Offer::Drop) | None => {
+                if !mine || !state.landed(event.command) {
+                    return false;
+                }
+                let frame = shared.accepted();
+                state.push(frame);
+            }
+        }
+        drop(state);
+        self.wake.notify_one();
+        ended
+    }
+
+    /// The room has had an event with this seq, of which the socket may not have heard.
+    pub fn heard_of(&self, room: RoomId, seq: Seq) {
+        let mut state = self.state.lock();
+        let Some(cursor) = state.rooms.get_mut(&room) else { return };
+        cursor.heard_of(seq);
+        if cursor.is_behind() {
+            state.behind = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// A room has come into this person's list.
+    pub fn room_joined(&self, room: RoomId, seq: Seq) {
+        self.state.lock().joined.push((room, seq));
+        self.wake.notify_one();
+    }
+
+    /// The list of rooms has to be read again.
+    pub fn relist(&self) {
+        self.state.lock().relist = true;
+        self.wake.notify_one();
+    }
+
+    /// Puts a room in that has still to be compared with history. `false`: it is there already.
+    pub fn follow(&self, room: RoomId) -> bool {
+        let mut state = self.state.lock();
+        if state.rooms.contains_key(&room) {
+            return false;
+        }
+        state.rooms.insert(room, RoomCursor::unknown());
+        true
+    }
+
+    /// Compares a followed room with history: where its stream starts, and the last event this person may see.
+    pub fn start(&self, room: RoomId, cursor: Seq, visible_head: Seq) {
+        let mut state = self.state.lock();
+        let Some(place) = state.rooms.get_mut(&room) else { return };
+        place.start(cursor, visible_head);
+        if place.is_behind() {
+            state.behind = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// The last event sent of a room that ended while connected.
+    pub fn ended_at(&self, room: RoomId) -> Option<Seq> {
+        self.state.lock().ended.remove(&room)
+    }
+
+    /// Ends a room without an event of its own.
+    pub fn end(&self, room: RoomId) {
+        self.state.lock().end(room);
+    }
+
+    /// Takes the rooms that came in, with the event by which they did, and whether the list of rooms has to be read
+    /// again.
+    pub fn take_news(&self) -> (Vec<(RoomId, Seq)>, bool) {
+        let mut state = self.state.lock();
+        (std::mem::take(&mut state.joined), std::mem::take(&mut state.relist))
+    }
+
+    /// Takes the rooms whose history has to be read.
+    pub fn take_behind(&self) -> Vec<RoomId> {
+        let mut state = self.state.lock();
+        if !std::mem::take(&mut state.behind) {
+            return Vec::new();
+        }
+        state.rooms.iter().filter(|(_, cursor)| cursor.is_behind()).map(|(room, _)| *room).collect()
+    }
+
+    /// Whether there is something to do beside writing.
+    pub fn has_work(&self) -> bool {
+        let state = self.state.lock();
+        state.behind || state.relist || !state.joined.is_empty()
+    }
+
+    /// The followed rooms.
+    pub fn rooms(&self) -> Vec<RoomId> {
+        self.state.lock().rooms.keys().copied().collect()
+    }
+
+    /// Whether a room is followed.
+    pub fn follows(&self, room: RoomId) -> bool {
+        self.state.lock().rooms.contains_key(&room)
+    }
+
+    /// The last seq sent of a room that is behind.
+    pub fn cursor_behind(&self, room: RoomId) -> Option<Seq> {
+        self.state.lock().rooms.get(&room).filter(|cursor| cursor.is_behind()).map(RoomCursor::cursor)
+    }
+
+    /// A receipt's seq, lowered to what this socket was sent; `None` where there is nothing to say.
+    pub fn receipt(&self, room: RoomId, seq: Seq) -> Option<Seq> {
+        self.state.lock().rooms.get(&room).map(|cursor| cursor.receipt(seq)).filter(|seq| *seq > Seq::ZERO)
+    }
+
+    /// Puts an event of history into the stream, if it is still the next one. `true`: it was this person's way out.
+    pub fn put_event(&self, event: &Arc<Event>, last_of_all: bool) -> bool {
+        let mut shared = Shared::new(event);
+        let mut state = self.state.lock();
+        let Some(cursor) = state.rooms.get_mut(&event.room) else { return false };
+        if event.seq <= cursor.cursor() {
+            return false;
+        }
+        cursor.sent(event.seq);
+        let mine = event.reply_to.is_some_and(|to| to.session == self.session);
+        let frame = if mine && matches!(event.kind, EventKind::Message(_)) {
+            state.landed(event.command);
+            state.held.retain(|held| held.command != event.command);
+            shared.accepted()
+        } else {
+            shared.frame_for(self.user)
+        };
+        state.push(frame);
+        let ended = last_of_all && ends_for(event, self.user);
+        if ended {
+            state.end(event.room);
+        }
+        ended
+    }
+
+    /// Announces that (cursor, to] is not streamed; `accepted` frames whose place falls into it follow it.
+    pub fn put_gap(&self, room: RoomId, from_seq: Seq, to_seq: Seq, readable: bool) {
+        let mut state = self.state.lock();
+        let Some(cursor) = state.rooms.get_mut(&room) else { return };
+        cursor.sent(to_seq);
+        state.push(wire::control(Control::Gap { room, from_seq, to_seq, readable }));
+        let (due, kept): (Vec<Held>, Vec<Held>) =
+            std::mem::take(&mut state.held).into_iter().partition(|held| held.room == room && held.seq <= to_seq);
+        state.held = kept;
+        for held in due {
+            state.landed(held.command);
+            state.push(held.frame);
+        }
+    }
+
+    /// History of a room has been read to its end.
+    pub fn caught_up(&self, room: RoomId) {
+        let mut state = self.state.lock();
+        let Some(cursor) = state.rooms.get_mut(&room) else { return };
+        cursor.caught_up();
+        state.behind |= state.rooms.get(&room).is_some_and(RoomCursor::is_behind);
+        self.wake.notify_one();
+    }
+
+    /// There is more to read: remind the session.
+    pub fn still_behind(&self) {
+        self.state.lock().behind = true;
+        self.wake.notify_one();
+    }
+}
+
+impl State {
+    fn push(&mut self, frame: Bytes) {
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+    }
+
+    /// The outcome of a command is known. `true`: it was in flight.
+    fn landed(&mut self, command: CommandId) -> bool {
+        let at = self.in_flight.iter().position(|sent| sent.command == command);
+        if let Some(at) = at {
+            self.in_flight.swap_remove(at);
+        }
+        at.is_some()
+    }
+
+    fn is_in_flight(&self, command: CommandId) -> bool {
+        self.in_flight.iter().any(|sent| sent.command == command)
+    }
+
+    fn end(&mut self, room: RoomId) {
+        if let Some(cursor) = self.rooms.remove(&room) {
+            self.ended.insert(room, cursor.cursor());
+        }
+    }
+}
+
+/// Whether this event ends the room for this person: their own way out, or the room's end.
+fn ends_for(event: &Event, user: UserId) -> bool {
+    match &event.kind {
+        EventKind::Member(Membership { user: whose, change, .. }) => *whose == user && change.ends(),
+        EventKind::Changed(patch) => patch.deleted,
+        _ => false,
+    }
+}

@@ -1,0 +1,135 @@
+//! `GET /v1/socket`: from HTTP to a session (RFC 6455 section 4.2).
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use schemas::frame::SUBPROTOCOL;
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::session::{self, Context};
+
+/// Why a request is no WebSocket handshake of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotASocket {
+    /// Not a handshake of version 13 at all.
+    NoHandshake,
+    /// It asks for subprotocols, and none of them is spoken here.
+    UnknownSubprotocol,
+}
+
+/// Answers the handshake and starts a session once the connection is the socket's. The caller has checked the Origin.
+pub fn upgrade(mut request: Request<Body>, context: Context) -> Result<Response<Body>, NotASocket> {
+    let headers = request.headers();
+    let key = handshake_key(headers).ok_or(NotASocket::NoHandshake)?;
+    let subprotocol = subprotocol(headers)?;
+    let bearer = bearer(headers);
+    let accept = derive_accept_key(key.as_bytes());
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => start(upgraded, context, bearer).await,
+            Err(error) => tracing::debug!(%error, "a handshake was not finished"),
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let answer = response.headers_mut();
+    answer.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::from_str(&accept) {
+        answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    if subprotocol {
+        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    Ok(response)
+}
+
+/// Takes the connection out of hyper, its buffers with it: an idle socket shall not pay for them.
+async fn start(upgraded: hyper::upgrade::Upgraded, context: Context, bearer: Option<String>) {
+    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+        tracing::error!("a socket came over a connection of unknown kind");
+        return;
+    };
+    let stream = parts.io.into_inner();
+    // Messages are gathered into one write already; waiting for more would only delay them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a socket went at once");
+        return;
+    }
+    let config = session::websocket_config();
+    let read = parts.read_buf.to_vec();
+    drop(parts.read_buf);
+    let stream = WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await;
+    session::run(stream, context, bearer).await;
+}
+
+fn handshake_key(headers: &HeaderMap) -> Option<String> {
+    let has = |name: header::HeaderName, token: &str| {
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+    };
+    let is_ours = has(header::CONNECTION, "upgrade")
+        && has(header::UPGRADE, "websocket")
+        && has(header::SEC_WEBSOCKET_VERSION, "13");
+    let key = headers.get(header::SEC_WEBSOCKET_KEY)?.to_str().ok()?;
+    is_ours.then(|| key.to_owned())
+}
+
+/// Whether to name the subprotocol: only where the client does.
+fn subprotocol(headers: &HeaderMap) -> Result<bool, NotASocket> {
+    let mut asked = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().peekable();
+    if asked.peek().is_none() {
+        return Ok(false);
+    }
+    let ours = asked
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|part| part.trim() == SUBPROTOCOL));
+    if ours { Ok(true) } else { Err(NotASocket::UnknownSubprotocol) }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        list.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn only_a_handshake_of_version_13_is_one() {
+        let good = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "WebSocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        assert!(handshake_key(&headers(&good)).is_some());
+        for left_out in 0..good.len() {
+            let mut list = good.to_vec();
+            list.remove(left_out);
+            assert!(handshake_key(&headers(&list)).is_none(), "without {}", good[left_out].0);
+        }
+    }
+
+    #[test]
+    fn a_subprotocol_is_named_only_where_the_client_names_it() {
+        assert_eq!(subprotocol(&headers(&[])), Ok(false));
+        let ours = headers(&[("sec-websocket-protocol", "mqtt, posthaste.v1.json")]);
+        assert_eq!(subprotocol(&ours), Ok(true));
+        let other = headers(&[("sec-websocket-protocol", "mqtt")]);
+        assert_eq!(subprotocol(&other), Err(NotASocket::UnknownSubprotocol));
+    }
+}

@@ -1,0 +1,185 @@
+//! Settings: flags over `POSTHASTE_…` variables over a TOML file over defaults. The only reader of the environment and
+//! of settings files; knows nothing of what the settings are for beyond whether they can be right.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+/// Prefix of the variables. `POSTHASTE_ADMIN_LISTEN` is `admin_listen`; two underscores step into a table.
+const PREFIX: &str = "POSTHASTE_";
+
+/// Most partitions: each costs a transactional producer and its tasks at all times, in one process for nothing.
+const PARTITIONS_MAX: u32 = 256;
+
+/// What can be said on the command line. What is absent leaves the word to the environment, the file, the defaults.
+#[derive(Args, Serialize, Clone, Debug, Default)]
+pub struct Flags {
+    /// Settings file (TOML). Also POSTHASTE_CONFIG.
+    #[arg(long, value_name = "FILE", env = "POSTHASTE_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Directory of all data; made if missing. Default: data
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// Address for clients. Port 0 takes a free one. Default: 127.0.0.1:8080
+    #[arg(long, value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Address for health and metrics. Default: 127.0.0.1:9090
+    #[arg(long, value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Lets addresses beyond loopback be served without TLS: a proxy in front does it.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub insecure_http: bool,
+    /// Trusts another issuer's keys. May be repeated.
+    #[arg(long, value_name = "NAME=JWKS_FILE", value_parser = issuer)]
+    #[serde(rename = "issuers", serialize_with = "as_map", skip_serializing_if = "Vec::is_empty")]
+    pub issuer: Vec<(String, PathBuf)>,
+    /// Turns off all rate limits: for load tests.
+    #[arg(long)]
+    #[serde(rename = "rate_limits", serialize_with = "as_false", skip_serializing_if = "std::ops::Not::not")]
+    pub no_rate_limits: bool,
+}
+
+fn issuer(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err("expected NAME=JWKS_FILE".to_owned()),
+    }
+}
+
+fn as_map<S: serde::Serializer>(pairs: &[(String, PathBuf)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, file)| (name, file)))
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn as_false<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bool(false)
+}
+
+/// Everything that can be set.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Directory of all data.
+    pub data: PathBuf,
+    /// Address for clients.
+    pub listen: SocketAddr,
+    /// Address for health and metrics.
+    pub admin_listen: SocketAddr,
+    /// Whether addresses beyond loopback may be served without TLS.
+    pub insecure_http: bool,
+    /// Whether rate limits hold; off for load tests only.
+    pub rate_limits: bool,
+    /// Partitions of each topic, fixed when the directory is made (I2). Rooms of one partition are decided one batch
+    /// after the other; more than there are cores brings nothing.
+    pub partitions: u32,
+    /// How long a stop may take before the process ends all the same, milliseconds.
+    pub grace_ms: u64,
+    /// What is logged, as `tracing` filter directives.
+    pub log: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
+    /// Other issuers whose tokens are taken: name to JWKS file.
+    pub issuers: BTreeMap<String, PathBuf>,
+}
+
+/// How lines of the log look.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines: one object a line.
+    Json,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data: "data".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            insecure_http: false,
+            rate_limits: true,
+            partitions: 4,
+            grace_ms: 10_000,
+            log: "info".to_owned(),
+            log_format: LogFormat::Auto,
+            issuers: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why the settings can't be used, with what would mend it.
+#[derive(Debug, thiserror::Error)]
+#[error("settings: {0}")]
+pub struct Error(String);
+
+impl Settings {
+    /// How long a stop may take.
+    pub fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_ms)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        for (key, address) in [("listen", self.listen), ("admin_listen", self.admin_listen)] {
+            if !address.ip().is_loopback() && !self.insecure_http {
+                return Err(Error(format!(
+                    "{key} = {address} can be reached from other machines, and without TLS passwords and tokens would \
+                     cross the network in the clear. Listen on 127.0.0.1, or put a proxy that does TLS in front and \
+                     add --insecure-http"
+                )));
+            }
+        }
+        if self.data.as_os_str().is_empty() {
+            return Err(Error("data is empty: name a directory".to_owned()));
+        }
+        if !(1..=PARTITIONS_MAX).contains(&self.partitions) {
+            return Err(Error(format!("partitions = {}: must be 1 to {PARTITIONS_MAX}", self.partitions)));
+        }
+        if let Err(error) = EnvFilter::try_new(&self.log) {
+            return Err(Error(format!("log = {:?}: {error}", self.log)));
+        }
+        Ok(())
+    }
+}
+
+/// Loads the settings and checks them.
+pub fn load(flags: &Flags) -> Result<Settings, Error> {
+    let mut figment = Figment::from(Serialized::defaults(Settings::default()));
+    if let Some(file) = &flags.config {
+        if !file.is_file() {
+            return Err(Error(format!("no such file: {}", file.display())));
+        }
+        figment = figment.merge(Toml::file_exact(file));
+    }
+    let variables = Env::prefixed(PREFIX)
+        // Read by clap above; and what Kubernetes puts into every pod beside a Service that is named posthaste.
+        .filter(|key| key != "config" && !key.starts_with("service_") && !key.starts_with("port"))
+        .split("__");
+    let settings: Settings = figment
+        .merge(variables)
+        .merge(Serialized::defaults(flags))
+        .extract()
+        .map_err(|error| Error(error.to_string()))?;
+    settings.validate()?;
+    Ok(settings)
+}
+
+/// The settings as a TOML file that would bring them about, secrets masked.
+pub fn print(settings: &Settings) -> String {
+    toml::to_string(settings).unwrap_or_else(|error| format!("# can't be shown: {error}\n"))
+}

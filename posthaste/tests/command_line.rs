@@ -1,0 +1,99 @@
+//! The command line as an operator meets it: settings, their order, and what is refused with which exit status.
+
+use std::process::{Command, Output};
+
+fn posthaste(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_posthaste"))
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn printed(arguments: &[&str], variables: &[(&str, &str)]) -> toml::Table {
+    let output = posthaste(&[&["config", "--print"], arguments].concat(), variables);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().parse().unwrap()
+}
+
+/// Asserts that the arguments are refused with exit status 2 and a message that has all of `words`.
+fn refused(arguments: &[&str], variables: &[(&str, &str)], words: &[&str]) {
+    let output = posthaste(arguments, variables);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    for word in words {
+        assert!(message.contains(word), "{word:?} is not in: {message}");
+    }
+}
+
+fn file(text: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("posthaste.toml");
+    std::fs::write(&path, text).unwrap();
+    (dir, path.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn flags_go_over_variables_over_the_file_over_defaults() {
+    let (_dir, path) = file("listen = '127.0.0.1:1'\npartitions = 7\ngrace_ms = 8\n");
+    let flags = ["--config", path.as_str(), "--listen", "127.0.0.1:3"];
+    let settings = printed(&flags, &[("POSTHASTE_LISTEN", "127.0.0.1:2"), ("POSTHASTE_GRACE_MS", "9")]);
+    assert_eq!(settings["listen"].as_str(), Some("127.0.0.1:3"), "flag");
+    assert_eq!(settings["grace_ms"].as_integer(), Some(9), "variable");
+    assert_eq!(settings["partitions"].as_integer(), Some(7), "file");
+    assert_eq!(settings["admin_listen"].as_str(), Some("127.0.0.1:9090"), "default");
+}
+
+#[test]
+fn the_file_may_be_named_by_a_variable() {
+    let (_dir, path) = file("partitions = 7\n");
+    assert_eq!(printed(&[], &[("POSTHASTE_CONFIG", &path)])["partitions"].as_integer(), Some(7));
+}
+
+#[test]
+fn printed_settings_are_a_file_with_the_same_outcome() {
+    let first = printed(&["--issuer", "acme=keys=1.json", "--no-rate-limits"], &[]);
+    assert_eq!(first["rate_limits"].as_bool(), Some(false));
+    assert_eq!(first["issuers"]["acme"].as_str(), Some("keys=1.json"));
+    let (_dir, path) = file(&first.to_string());
+    assert_eq!(printed(&["--config", &path], &[]), first);
+}
+
+#[test]
+fn an_issuer_on_the_command_line_joins_those_of_the_file() {
+    let (_dir, path) = file("[issuers]\nacme = 'a.json'\n");
+    let settings = printed(&["--config", &path, "--issuer", "other=b.json"], &[]);
+    assert_eq!(settings["issuers"].as_table().unwrap().len(), 2);
+}
+
+#[test]
+fn an_unknown_key_is_refused_and_named() {
+    let (_dir, path) = file("lisen = '127.0.0.1:1'\n");
+    refused(&["serve", "--config", &path], &[], &["lisen", "posthaste.toml"]);
+    refused(&["serve"], &[("POSTHASTE_LISEN", "127.0.0.1:1")], &["lisen", "`POSTHASTE_`"]);
+}
+
+#[test]
+fn variables_that_kubernetes_adds_for_a_service_of_our_name_are_no_settings() {
+    let added = [("POSTHASTE_SERVICE_HOST", "10.0.0.1"), ("POSTHASTE_PORT_8080_TCP_ADDR", "10.0.0.1")];
+    assert_eq!(printed(&[], &added), printed(&[], &[]));
+}
+
+#[test]
+fn an_address_beyond_loopback_needs_insecure_http() {
+    refused(&["serve", "--listen", "0.0.0.0:0"], &[], &["0.0.0.0:0", "--insecure-http"]);
+    refused(&["serve", "--admin-listen", "[::]:0"], &[], &["admin_listen", "--insecure-http"]);
+    printed(&["--listen", "0.0.0.0:0", "--insecure-http"], &[]);
+}
+
+#[test]
+fn what_can_not_be_right_is_refused_before_anything_is_made() {
+    refused(&["serve", "--config", "/nowhere/posthaste.toml"], &[], &["/nowhere/posthaste.toml"]);
+    refused(&["serve", "--listen", "here"], &[], &["--listen"]);
+    refused(&["serve", "--issuer", "acme"], &[], &["NAME=JWKS_FILE"]);
+    refused(&["serve"], &[("POSTHASTE_PARTITIONS", "0")], &["partitions = 0"]);
+    refused(&["serve"], &[("POSTHASTE_PARTITIONS", "many")], &["PARTITIONS", "many"]);
+    refused(&["serve"], &[("POSTHASTE_LOG", "info,=")], &["log = "]);
+    refused(&["frobnicate"], &[], &["frobnicate"]);
+}

@@ -1,0 +1,42 @@
+# For scripts that need a server of their own: sourced, with BIN naming the directory of the binaries. Everything is on
+# loopback, on ports that are free, with its data in a new directory that goes away with the script.
+
+work=$(mktemp -d)
+
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+port=$(free_port)
+admin_port=$(free_port)
+url=http://127.0.0.1:$port
+
+start_server() { # further flags…
+  "$BIN/posthaste" serve --data "$work/data" --listen "127.0.0.1:$port" --admin-listen "127.0.0.1:$admin_port" "$@" \
+    >>"$work/server.log" 2>&1 &
+  server=$!
+  for _ in $(seq 200); do
+    curl -fs "http://127.0.0.1:$admin_port/readyz" >/dev/null 2>&1 && return
+    kill -0 "$server" 2>/dev/null || break
+    sleep 0.05
+  done
+  echo "the server does not become ready:" >&2
+  tail -n 20 "$work/server.log" >&2
+  return 1
+}
+
+kill_server() { # as a crash does: nothing is flushed, nobody is told
+  kill -9 "$server"
+  wait "$server" 2>/dev/null || true
+}
+
+stop_server() { # in order; its exit status is ours
+  kill -TERM "$server"
+  wait "$server"
+}
+
+clean_up() {
+  local status=$?
+  jobs -p | xargs -r kill -9 # whatever this script has started and not waited for
+  [ "$status" = 0 ] || { echo "the server's last lines:" && tail -n 20 "$work/server.log"; } >&2
+  rm -rf "$work"
+}
+trap clean_up EXIT
