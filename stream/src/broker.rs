@@ -140,8 +140,8 @@ impl State {
         }
     }
 
-    /// Creates the partitions, empty; `tail_max_bytes` bounds what memory keeps of each durable one.
-    pub(crate) fn create(&mut self, partitions: u32, tail_max_bytes: usize) -> Result<(), Error> {
+    /// Whether there may be so many partitions.
+    pub(crate) fn may_create(&self, partitions: u32) -> Result<(), Error> {
         self.opened()?;
         if partitions == 0 {
             return Err(Error::Broken("a topic needs at least one partition".into()));
@@ -152,6 +152,12 @@ impl State {
                 self.partitions
             )));
         }
+        Ok(())
+    }
+
+    /// Creates the partitions, empty; `tail_max_bytes` bounds what memory keeps of each durable one.
+    pub(crate) fn create(&mut self, partitions: u32, tail_max_bytes: usize) -> Result<(), Error> {
+        self.may_create(partitions)?;
         if self.partitions == 0 {
             self.partitions = partitions;
             self.tail_max_bytes = tail_max_bytes;

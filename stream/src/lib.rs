@@ -20,6 +20,7 @@
 //!    lost, and calls succeed again once there is room.
 
 mod broker;
+pub mod embedded;
 pub mod memory;
 
 use std::sync::Arc;

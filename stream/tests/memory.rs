@@ -1,4 +1,5 @@
 //! The laws of the log port on the engine in memory, and its end by a crash.
+#![expect(clippy::unwrap_used, reason = "a test stops where something goes wrong")]
 
 mod laws;
 

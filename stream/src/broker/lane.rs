@@ -55,6 +55,11 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
+    /// A partition whose records lie beneath.
+    pub(crate) fn beneath(start: Offset, end: Offset) -> Self {
+        Self { start, end, ..Self::default() }
+    }
+
     /// Adds the newest batch.
     pub(crate) fn push(&mut self, batch: Batch) {
         debug_assert_eq!(batch.base, self.end, "a hole or an overlap in a partition");

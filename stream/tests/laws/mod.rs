@@ -588,6 +588,7 @@ pub async fn a_member_that_starts_late_reads_everything_once_while_more_arrives<
         let batch = records((0..10).map(|n| format!("{}:{large}", step * 10 + n)));
         log.append(EVENTS, P0, batch).await.unwrap();
     }
+    drop(log);
     let engine = engine.restart().await;
     let feeder = {
         let log = engine.log();
