@@ -84,7 +84,7 @@ pub trait Accounts: Send + Sync + 'static {
     async fn account_by_username(&self, username: &str) -> Result<Option<Account>, Error>;
     /// By e-mail address (any case).
     async fn account_by_email(&self, email: &str) -> Result<Option<Account>, Error>;
-    /// Changes profile and username. `Ok(Err(_))`: the name is taken.
+    /// Changes profile and username. `Ok(Err(_))`: the name is taken. Without such an account nothing happens.
     async fn update_account(&self, id: UserId, username: &str, profile: Profile) -> Result<Result<(), Taken>, Error>;
     /// Replaces the password hash.
     async fn set_password_hash(&self, id: UserId, hash: &str) -> Result<(), Error>;

@@ -16,13 +16,13 @@ pub struct Batch {
     /// Events; their command ids are indexed with them.
     pub events: Vec<Arc<Event>>,
     /// Rooms after these events; the version is `head_seq`. Handles follow: the room's present handle is confirmed,
-    /// any other that it had is free.
+    /// the one that it had is free. Its claims of others may still be on their way, and end by time.
     pub rooms: Vec<RoomInfo>,
     /// Standings after these events; the version is in them.
     pub members: Vec<(RoomId, UserId, Member)>,
     /// Changes of people's lists.
     pub listings: Vec<Listing>,
-    /// Steps of receipts.
+    /// Steps of receipts. One that reaches no further than another of the same or an earlier time is not kept.
     pub receipts: Vec<Arc<Receipt>>,
     /// Everything of these partitions before these positions is in the store once this batch is.
     pub progress: Vec<(Topic, Partition, Offset)>,
@@ -50,7 +50,8 @@ pub struct Watermarks {
     pub at: Timestamp,
 }
 
-/// A person's receipt of one message: the times of the first steps at or above its seq.
+/// A person's receipt of one message: the times of the first steps at or above its seq. Neither is inferred from the
+/// other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageReceipt {
     /// Who.

@@ -53,12 +53,13 @@ pub enum Rotation {
         /// Of which device.
         device: DeviceId,
     },
-    /// It was already spent: at this time, for this successor. Nothing was changed.
+    /// It was already spent: at this time, for this successor. Nothing was changed. Whether that is a lost answer or
+    /// a theft is for the caller to say.
     Spent {
         /// Its row.
         token: RefreshToken,
     },
-    /// It is past its time, or its device is revoked. Nothing was changed.
+    /// It is past its time, or its device is revoked, whether spent or not. Nothing was changed.
     Dead,
     /// No such token.
     Unknown,
@@ -93,13 +94,13 @@ pub enum RevocationReason {
 /// Devices, families and revocations.
 #[async_trait]
 pub trait Devices: Send + Sync + 'static {
-    /// Creates a device with its first refresh token.
+    /// Creates a device with its first refresh token; repeating it changes nothing.
     async fn create_device(&self, device: Device, token: RefreshToken) -> Result<(), Error>;
     /// One device.
     async fn device(&self, id: DeviceId) -> Result<Option<Device>, Error>;
     /// A person's live devices, newest first.
     async fn devices_of(&self, user: UserId) -> Result<Vec<Device>, Error>;
-    /// Spends `hash` for `next` if it is live at `now`, in one step.
+    /// Spends `hash` for `next` if it is live at `now`, in one step. `next` lives until `expires_at`.
     async fn rotate(
         &self,
         hash: TokenHash,
@@ -109,7 +110,8 @@ pub trait Devices: Send + Sync + 'static {
     ) -> Result<Rotation, Error>;
     /// A refresh token's row: whether a successor has been spent in its turn.
     async fn refresh_token(&self, hash: TokenHash) -> Result<Option<RefreshToken>, Error>;
-    /// Revokes a device, its whole family with it, and enters that in the revocation table; idempotent.
+    /// Revokes a device, its whole family with it, and enters that in the revocation table; idempotent. A device
+    /// without a row here (of another issuer) is entered again where `at` is later; another person's is left alone.
     async fn revoke_device(
         &self,
         user: UserId,

@@ -77,6 +77,19 @@ impl Writer {
     }
 }
 
+#[cfg(test)]
+impl Writer {
+    /// Writes that wait for the writer.
+    pub(super) fn queued(&self) -> i64 {
+        self.metrics.queued.get()
+    }
+
+    /// Groups so far.
+    pub(super) fn groups(&self) -> u64 {
+        self.metrics.group.get_sample_count()
+    }
+}
+
 impl Drop for Writer {
     fn drop(&mut self) {
         self.queue = None;
@@ -141,7 +154,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Empties a WAL that has grown too large. SQLite's own checkpoints (each 1,000 pages) start it over only at a
+    /// Empties a WAL that has grown too large. SQLite's own checkpoints start it over only at a
     /// moment without readers; this one waits for such a moment, and new readers need the WAL no longer.
     fn bound_wal(&mut self) {
         let bytes = fs::metadata(&self.wal).map_or(0, |file| file.len());
