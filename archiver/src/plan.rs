@@ -487,6 +487,9 @@ impl Tail {
                 self.bytes -= room.hand_over(&mut whole);
             }
         }
+        // What is archived may be forgotten from now on.
+        self.shrink_at_bytes = self.budget_bytes;
+        self.shrink();
         whole
     }
 
@@ -553,8 +556,7 @@ impl Tail {
         if self.cached_bytes() <= self.shrink_at_bytes {
             return;
         }
-        self.stamp += 1;
-        let goal = self.budget_bytes - self.budget_bytes / 4;
+        let (goal, before) = (self.budget_bytes - self.budget_bytes / 4, self.bytes);
         let mut idle: Vec<_> =
             self.rooms.iter().filter(|(_, room)| room.can_go()).map(|(id, room)| (room.used, *id)).collect();
         idle.sort_unstable();
@@ -565,14 +567,17 @@ impl Tail {
             self.bytes -= self.rooms.remove(&id).map_or(0, |room| room.bytes);
         }
         if self.cached_bytes() > goal {
-            // What is left is busy: its archived standings can be read again.
+            // What is left is in use, but archived standings can be read again.
             for room in self.rooms.values_mut().filter(|room| !room.busy) {
-                let (archived, before) = (room.archived, room.members.len());
+                let (archived, known) = (room.archived, room.members.len());
                 room.members.retain(|_, member| member.as_ref().is_some_and(|member| member.version > archived));
-                let freed = (before - room.members.len()) * MEMBER_BYTES;
+                let freed = (known - room.members.len()) * MEMBER_BYTES;
                 room.bytes -= freed;
                 self.bytes -= freed;
             }
+        }
+        if self.bytes < before {
+            self.stamp += 1;
         }
         self.shrink_at_bytes = self.budget_bytes.max(self.cached_bytes() + self.budget_bytes / 4);
     }
