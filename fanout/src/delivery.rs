@@ -53,8 +53,8 @@ struct Slice {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     to: Offset,
-    /// It has registered since it was attached: nothing that it wants was left out before `to`. Without that, a first
-    /// registration must not look like the continuation of a batch with the outcome of some command.
+    /// It has registered since it was attached. Before that it may want what it has not named yet, so its place stays
+    /// where it is: the first registration then looks like the miss that it may be.
     registered: bool,
 }
 
@@ -125,7 +125,8 @@ impl Delivery {
     }
 
     /// Moves a slice to `next`, where the log was read on, and stamps what was read for each edge. Edges without items
-    /// stay behind: the `from` of their next batch says so. Receipts and signals have no positions and move nobody.
+    /// stay behind: the `from` of their next batch says so. Receipts and signals have no positions and move nobody,
+    /// nor does the outcome of a command move an edge that has not registered.
     pub fn stamp(
         &mut self,
         lane: Lane,
@@ -143,7 +144,7 @@ impl Delivery {
             }
             let place = slice.places.entry(edge).or_insert(Place { to: before, registered: false });
             let from = place.to;
-            if items.iter().any(has_position) {
+            if place.registered && items.iter().any(has_position) {
                 place.to = slice.position;
             }
             let to = place.to;
@@ -174,12 +175,12 @@ impl Delivery {
         Some((Registered { epoch: slice.epoch, at }, slice.batch(lane, partition, from, at, Vec::new())))
     }
 
-    /// Empty batches for the edges that are behind.
+    /// Empty batches for the registered edges that are behind.
     pub fn advance(&mut self) -> Vec<Addressed> {
         let mut news = Vec::new();
         for ((lane, partition), slice) in &mut self.slices {
             let (epoch, to) = (slice.epoch, slice.position);
-            for (edge, place) in slice.places.iter_mut().filter(|(_, place)| place.to < to) {
+            for (edge, place) in slice.places.iter_mut().filter(|(_, place)| place.registered && place.to < to) {
                 let from = std::mem::replace(&mut place.to, to);
                 let (lane, partition) = (*lane, *partition);
                 news.push((*edge, Batch { epoch, lane, partition, from, to, items: Vec::new() }));
