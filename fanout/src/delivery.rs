@@ -196,6 +196,11 @@ impl Delivery {
         }
     }
 
+    /// Whether there is anything to commit.
+    pub fn is_commit_due(&self) -> bool {
+        !self.uncommitted.is_empty()
+    }
+
     /// What may be committed since the last call.
     pub fn to_commit(&mut self) -> Vec<(Topic, Partition, Offset)> {
         let positions = std::mem::take(&mut self.uncommitted);

@@ -86,3 +86,31 @@ impl Interest {
         self.slices.get(&(lane, partition))?.get(key)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn nothing_is_left_of_what_is_taken_back_or_forgotten() {
+        let (a, b) = (EdgeId(Uuid::from_u128(1)), EdgeId(Uuid::from_u128(2)));
+        let (here, there) = (Partition(0), Partition(1));
+        let mut interest = Interest::default();
+        for edge in [a, b] {
+            interest.add(edge, Lane::Users, here, &[[1; 16], [2; 16]]);
+            interest.add(edge, Lane::Users, there, &[[3; 16]]);
+        }
+        assert_eq!((interest.key_count(Lane::Users), interest.key_count(Lane::Rooms)), (3, 0));
+        interest.remove(a, Lane::Users, here, &[[1; 16]]);
+        assert_eq!(interest.key_count(Lane::Users), 3, "the other edge still wants it");
+        interest.remove(b, Lane::Users, here, &[[1; 16], [9; 16]]);
+        assert_eq!(interest.key_count(Lane::Users), 2);
+        interest.forget_partition(there);
+        assert_eq!(interest.key_count(Lane::Users), 1);
+        interest.forget_edge(a);
+        assert_eq!(interest.key_count(Lane::Users), 1);
+        interest.forget_edge(b);
+        assert_eq!(interest.key_count(Lane::Users), 0);
+    }
+}

@@ -17,7 +17,7 @@ use schemas::user_event::UserEvent;
 use schemas::{Clock, EdgeId, Event, Offset, Partition, Record, RoomId, Seq, Topic, UserId};
 use stream::{Consumer, Fetched, Log, Placed, Polled};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::config::Config;
 use crate::delivery::{Addressed, Delivery, Standing, topic_of};
@@ -172,6 +172,13 @@ pub struct Worker {
     density: Density,
 }
 
+/// What a wait has come to.
+enum Due {
+    Stop,
+    Commit,
+    Polled(Polled),
+}
+
 /// What has arrived in a slice.
 #[derive(Default)]
 struct Arrived {
@@ -208,31 +215,52 @@ impl Worker {
         let mut beat = interval(self.config.advance_every());
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // The requests that are there come between two polls in any case; in the select they only end its wait.
-            let mut waiting = Vec::new();
-            while let Ok(request) = self.requests.try_recv() {
-                waiting.push(request);
+            match self.wait(consumer.as_mut(), &mut beat, shutdown).await? {
+                Due::Stop => return self.commit(consumer.as_mut()).await,
+                Due::Commit => self.commit(consumer.as_mut()).await?,
+                Due::Polled(Polled::Assigned { epoch, partitions }) => {
+                    self.take_over(consumer.as_mut(), epoch, partitions).await?;
+                }
+                Due::Polled(Polled::Revoked(partitions)) => {
+                    partitions.into_iter().for_each(|partition| self.forget(partition));
+                }
+                Due::Polled(Polled::Records(fetched)) => self.pass_on(fetched).await,
             }
-            self.answer(waiting).await;
+        }
+    }
+
+    /// Waits for the next poll, and answers requests meanwhile. They don't interrupt it: a poll that has to read from
+    /// the disk would never end while they come.
+    async fn wait(
+        &mut self,
+        consumer: &mut dyn Consumer,
+        beat: &mut Interval,
+        shutdown: &mut watch::Receiver<bool>,
+    ) -> Result<Due, stream::Error> {
+        let mut poll = consumer.poll();
+        let mut requests = Vec::new();
+        loop {
+            self.go_live().await;
+            while let Ok(request) = self.requests.try_recv() {
+                requests.push(request);
+            }
+            self.answer(std::mem::take(&mut requests)).await;
             // In this order, not by chance: roles have no randomness of their own.
             tokio::select! {
                 biased;
-                () = stopped(shutdown) => return self.commit(consumer.as_mut()).await,
+                () = stopped(shutdown) => return Ok(Due::Stop),
                 _ = beat.tick() => {
                     let news = self.delivery.advance();
                     self.deliver(news).await;
                     self.catch_up().await?;
                     self.measure();
-                    self.commit(consumer.as_mut()).await?;
+                    if self.delivery.is_commit_due() {
+                        return Ok(Due::Commit);
+                    }
                 }
-                polled = consumer.poll() => match polled? {
-                    Polled::Assigned { epoch, partitions } => self.take_over(consumer.as_mut(), epoch, partitions).await?,
-                    Polled::Revoked(partitions) => partitions.into_iter().for_each(|partition| self.forget(partition)),
-                    Polled::Records(fetched) => self.pass_on(fetched).await,
-                },
-                Some(request) = self.requests.recv() => self.answer(vec![request]).await,
+                polled = &mut poll => return polled.map(Due::Polled),
+                Some(request) = self.requests.recv() => requests.push(request),
             }
-            self.go_live().await;
         }
     }
 

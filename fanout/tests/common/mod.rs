@@ -54,15 +54,15 @@ impl Running {
         Self { handle, registry, task: tokio::spawn(worker.run(stopped)), stop }
     }
 
-    /// As a crash would.
-    pub async fn kill(self) {
-        self.task.abort();
-        assert!(self.task.await.unwrap_err().is_cancelled());
-    }
-
-    pub async fn stop(self) {
-        self.stop.send(true).unwrap();
-        self.task.await.unwrap().unwrap();
+    /// In order, or as a crash would.
+    pub async fn end(self, crash: bool) {
+        if crash {
+            self.task.abort();
+            assert!(self.task.await.unwrap_err().is_cancelled());
+        } else {
+            self.stop.send(true).unwrap();
+            self.task.await.unwrap().unwrap();
+        }
     }
 
     /// A counter's value.
