@@ -1,6 +1,8 @@
-//! What the socket side of the edge counts and times.
+//! What the edge counts and times: its requests, and its hub and sockets. No ids as labels.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
+};
 
 /// Metrics of the hub and its sockets.
 pub struct HubMetrics {
@@ -79,4 +81,59 @@ impl HubMetrics {
 #[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52 µs")]
 fn seconds(us: i64) -> f64 {
     us.max(0) as f64 / 1e6
+}
+
+/// What the REST half of an edge counts.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Requests, by method, route (its pattern) and status.
+    pub requests: IntCounterVec,
+    /// Time to answer, by route.
+    pub request_seconds: HistogramVec,
+    /// Tokens and passwords that did not hold, by reason.
+    pub auth_failures: IntCounterVec,
+    /// Commands of REST calls that were rejected, by code.
+    pub rejections: IntCounterVec,
+    /// Password hashes that wait or are at work.
+    pub hashing_depth: IntGauge,
+    /// Open connections, sockets among them.
+    pub connections: IntGauge,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let metrics = Self {
+            requests: counter(
+                "posthaste_edge_requests_total",
+                "Requests by method, route and status.",
+                &["method", "route", "status"],
+            )?,
+            request_seconds: HistogramVec::new(
+                HistogramOpts::new("posthaste_edge_request_seconds", "Time to answer a request, by route.")
+                    .buckets(exponential_buckets(0.000_5, 2.0, 16)?),
+                &["route"],
+            )?,
+            auth_failures: counter(
+                "posthaste_edge_auth_failures_total",
+                "Tokens and passwords that did not hold, by reason.",
+                &["reason"],
+            )?,
+            rejections: counter(
+                "posthaste_edge_rejections_total",
+                "Commands of REST calls that were rejected, by code.",
+                &["code"],
+            )?,
+            hashing_depth: IntGauge::new("posthaste_edge_hashing_depth", "Password hashes that wait or are at work.")?,
+            connections: IntGauge::new("posthaste_edge_connections", "Open connections, sockets among them.")?,
+        };
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.request_seconds.clone()))?;
+        registry.register(Box::new(metrics.auth_failures.clone()))?;
+        registry.register(Box::new(metrics.rejections.clone()))?;
+        registry.register(Box::new(metrics.hashing_depth.clone()))?;
+        registry.register(Box::new(metrics.connections.clone()))?;
+        Ok(metrics)
+    }
 }

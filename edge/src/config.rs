@@ -1,0 +1,229 @@
+//! The edge's settings: units in the names, a reason for each default. Reads no file and no environment.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The edge's settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `iss` of our own access tokens.
+    pub issuer: String,
+    /// `aud` of our own access tokens.
+    pub audience: String,
+    /// How long an access token lives: a quarter of an hour bounds what a stolen one is worth.
+    pub access_ttl_s: u64,
+    /// How long a refresh token lives unused: a month away from the product without signing in again.
+    pub refresh_ttl_s: u64,
+    /// How long a lost answer of a refresh may be asked again (protocol.md).
+    pub refresh_grace_ms: u64,
+    /// Other issuers whose tokens are taken.
+    pub issuers: Vec<TrustedIssuer>,
+    /// Scheme under which browsers reach this edge: `https` where TLS ends here or in a proxy before it.
+    pub public_scheme: Scheme,
+    /// Further origins, exact, whose pages may open sockets.
+    pub allowed_origins: Vec<String>,
+    /// Hashing of passwords.
+    pub password: PasswordConfig,
+    /// Rate limits; `None`: none at all (for load tests).
+    pub limits: Option<LimitsConfig>,
+    /// Most connections at once: beyond it new ones wait to be accepted. Above the most sockets that one edge is
+    /// meant to hold.
+    pub connections_max: usize,
+    /// Time for a request's header, and again for its body, in ms: a slow client must not hold a place for ever.
+    pub request_read_timeout_ms: u64,
+    /// How often the revocation table is read, in ms: a sign-out is known everywhere within 2 s (protocol.md).
+    pub revocation_poll_ms: u64,
+    /// Revocations not read for so long, in ms: the edge trusts no token any more (protocol.md).
+    pub revocation_stale_ms: u64,
+    /// How long a claimed handle waits for its room, in s: far above any delay of the archive.
+    pub handle_claim_s: u64,
+}
+
+/// A scheme of origins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Plain.
+    #[default]
+    Http,
+    /// TLS.
+    Https,
+}
+
+impl Scheme {
+    /// As in a URL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// Another issuer whose tokens are taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustedIssuer {
+    /// Its `iss`.
+    pub name: String,
+    /// Its keys: the text of a JWKS (RFC 7517), read from its file by the binary.
+    pub jwks: String,
+    /// The `aud` that its tokens for us have.
+    #[serde(default = "posthaste")]
+    pub audience: String,
+}
+
+fn posthaste() -> String {
+    "posthaste".to_owned()
+}
+
+/// Hashing of passwords: Argon2id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PasswordConfig {
+    /// Memory of one hash, KiB. OWASP's first choice for Argon2id: 19 MiB, two passes, one lane.
+    pub memory_kib: u32,
+    /// Passes.
+    pub passes: u32,
+    /// Hashes at once: each takes a core, and sends come first.
+    pub threads: usize,
+    /// Hashes that may wait; beyond it sign-ins get 503. At about 30 ms each nobody waits over a few seconds.
+    pub queue_max: usize,
+}
+
+/// Rate limits: so many in a burst, then so many a second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Sends of a person in a burst (protocol.md).
+    pub send_burst: u32,
+    /// Sends of a person a second (protocol.md).
+    pub sends_per_s: f64,
+    /// Sign-ups of an address in a burst (protocol.md).
+    pub sign_up_burst: u32,
+    /// Sign-ups of an address a second afterwards: one in two minutes.
+    pub sign_ups_per_s: f64,
+    /// Failed sign-ins of an address in a burst: many people share one.
+    pub failed_sign_in_burst: u32,
+    /// Failed sign-ins of an address a second afterwards.
+    pub failed_sign_ins_per_s: f64,
+    /// Failed sign-ins for one account in a burst, from wherever.
+    pub failed_account_burst: u32,
+    /// Failed sign-ins for one account a second afterwards: some 8,600 guesses a day.
+    pub failed_accounts_per_s: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            issuer: posthaste(),
+            audience: posthaste(),
+            access_ttl_s: 15 * 60,
+            refresh_ttl_s: 30 * 24 * 60 * 60,
+            refresh_grace_ms: 10_000,
+            issuers: Vec::new(),
+            public_scheme: Scheme::Http,
+            allowed_origins: Vec::new(),
+            password: PasswordConfig::default(),
+            limits: Some(LimitsConfig::default()),
+            connections_max: 20_000,
+            request_read_timeout_ms: 10_000,
+            revocation_poll_ms: 500,
+            revocation_stale_ms: 5_000,
+            handle_claim_s: 10 * 60,
+        }
+    }
+}
+
+impl Default for PasswordConfig {
+    fn default() -> Self {
+        Self { memory_kib: 19_456, passes: 2, threads: 2, queue_max: 128 }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            send_burst: 500,
+            sends_per_s: 50.0,
+            sign_up_burst: 500,
+            sign_ups_per_s: 1.0 / 120.0,
+            failed_sign_in_burst: 300,
+            failed_sign_ins_per_s: 1.0,
+            failed_account_burst: 50,
+            failed_accounts_per_s: 0.1,
+        }
+    }
+}
+
+/// A setting that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("edge.{setting}: {reason}")]
+pub struct ConfigError {
+    /// Which.
+    pub setting: &'static str,
+    /// Why not.
+    pub reason: String,
+}
+
+impl Config {
+    /// Says what can't be, before anything binds.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |setting, reason: &str| Err(ConfigError { setting, reason: reason.to_owned() });
+        if self.access_ttl_s == 0 || self.refresh_ttl_s < self.access_ttl_s {
+            return refuse("refresh_ttl_s", "a refresh token must outlive an access token, and that one live at all");
+        }
+        if self.password.memory_kib < 8 || self.password.passes == 0 || self.password.threads == 0 {
+            return refuse("password", "Argon2 needs at least 8 KiB, one pass and one thread");
+        }
+        if self.revocation_poll_ms == 0 || self.revocation_stale_ms <= self.revocation_poll_ms {
+            return refuse("revocation_stale_ms", "must be above revocation_poll_ms, and that one above 0");
+        }
+        if self.connections_max == 0 {
+            return refuse("connections_max", "must be above 0");
+        }
+        if let Some(bad) = self.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            return refuse("allowed_origins", &format!("{bad:?} is no origin: scheme://host or scheme://host:port"));
+        }
+        if self.issuers.iter().any(|issuer| issuer.name == self.issuer) {
+            return refuse("issuers", "another issuer can't have our own name");
+        }
+        Ok(())
+    }
+
+    /// See [`Config::access_ttl_s`].
+    pub(crate) fn access_ttl(&self) -> Duration {
+        Duration::from_secs(self.access_ttl_s)
+    }
+
+    /// See [`Config::refresh_ttl_s`].
+    pub(crate) fn refresh_ttl(&self) -> Duration {
+        Duration::from_secs(self.refresh_ttl_s)
+    }
+
+    /// See [`Config::request_read_timeout_ms`].
+    pub(crate) fn request_read_timeout(&self) -> Duration {
+        Duration::from_millis(self.request_read_timeout_ms)
+    }
+}
+
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', '*', ' ']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_a_wildcard_origin_is_not() {
+        assert_eq!(Config::default().validate(), Ok(()));
+        for bad in ["*", "https://*.example.org", "example.org", "https://example.org/", "null"] {
+            let config = Config { allowed_origins: vec![bad.into()], ..Config::default() };
+            assert!(config.validate().is_err(), "{bad}");
+        }
+    }
+}

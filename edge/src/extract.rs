@@ -1,0 +1,223 @@
+//! What handlers take from a request, with faults told in our own form: who calls, the body, the query, the
+//! idempotency key, the address.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, header};
+use schemas::limits::{FRAME_MAX_BYTES, ID_AHEAD_MAX, PAGE_MAX};
+use schemas::{Clock, CommandId};
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
+
+use crate::App;
+use crate::auth::{AuthError, Identity};
+use crate::error::{Code, Error, Fault, Result};
+
+/// Names a command, so that a retry acts at most once (protocol.md).
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Who calls.
+pub(crate) struct Caller(pub Identity);
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
+        let Some(token) = bearer(&parts.headers) else {
+            app.metrics.auth_failures.with_label_values(&[AuthError::Missing.reason()]).inc();
+            return Err(AuthError::Missing.into());
+        };
+        Ok(Self(app.authenticate(token).await?))
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+/// The address that rate limits count.
+pub(crate) struct Address(pub IpAddr);
+
+impl FromRequestParts<Arc<App>> for Address {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self> {
+        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
+        Ok(Self(peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))))
+    }
+}
+
+/// The id of the command, if the caller gives one.
+pub(crate) struct Key(pub Option<CommandId>);
+
+impl FromRequestParts<Arc<App>> for Key {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
+        let Some(value) = parts.headers.get(IDEMPOTENCY_KEY) else { return Ok(Self(None)) };
+        let id = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+        let id = id.ok_or_else(|| Error::invalid("Idempotency-Key", "not a UUID"))?;
+        command_id("Idempotency-Key", id, &*app.deps.clock).map(|id| Self(Some(id)))
+    }
+}
+
+/// Says whether an id may name a command: a UUIDv7 not too far ahead of server time (protocol.md).
+pub(crate) fn command_id(at: &str, id: CommandId, clock: &dyn Clock) -> Result<CommandId> {
+    match id.unix_ms() {
+        None => Err(Error::invalid(at, "not a UUIDv7")),
+        Some(made) if made > clock.now().after(ID_AHEAD_MAX).0 => {
+            Err(Error::invalid(at, "more than 24 h ahead of server time"))
+        }
+        Some(_) => Ok(id),
+    }
+}
+
+/// A JSON body. None at all stands for `{}`.
+pub(crate) struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self> {
+        let read = axum::body::to_bytes(request.into_body(), FRAME_MAX_BYTES);
+        let bytes = match tokio::time::timeout(app.config.request_read_timeout(), read).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(_)) => return Err(Error::new(Code::TooLarge, "the body is over the limit, or broke off")),
+            Err(_) => return Err(Error::invalid("", "the body did not come in time")),
+        };
+        parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
+    }
+}
+
+fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let mut pointer = String::from("#");
+        for segment in error.path() {
+            match segment {
+                Segment::Map { key } => pointer.push_str(&format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
+                Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
+                Segment::Enum { .. } | Segment::Unknown => {}
+            }
+        }
+        let text = error.inner().to_string();
+        let detail = text.split(" at line ").next().unwrap_or_default().to_owned();
+        // A field that is missing has no path of its own.
+        if let Some(field) = detail.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            pointer.push_str(&format!("/{field}"));
+        }
+        Error { faults: vec![Fault { pointer, detail: detail.clone() }], ..Error::new(Code::Invalid, detail) }
+    })?;
+    reader.end().map_err(|_| Error::invalid("", "something follows the JSON value"))?;
+    Ok(value)
+}
+
+/// A query.
+pub(crate) struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self> {
+        match axum::extract::Query::try_from_uri(&parts.uri) {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(error) => {
+                let text = error.body_text();
+                let fault = text.trim_start_matches("Failed to deserialize query string: ");
+                let (at, detail) = fault.split_once(": ").unwrap_or(("", fault));
+                Err(Error::invalid(at, detail))
+            }
+        }
+    }
+}
+
+/// `limit` and `cursor` of a list.
+#[derive(Debug, Default, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Paging {
+    /// At most so many items, 1 to 100; 50 if absent.
+    #[param(minimum = 1, maximum = 100)]
+    pub limit: Option<usize>,
+    /// `next_cursor` of the page before.
+    pub cursor: Option<String>,
+}
+
+impl Paging {
+    /// How many items to give.
+    pub fn limit(&self) -> Result<usize> {
+        page_limit(self.limit)
+    }
+}
+
+/// How many items a page shall have.
+pub(crate) fn page_limit(limit: Option<usize>) -> Result<usize> {
+    match limit {
+        None => Ok(PAGE_MAX / 2),
+        Some(limit) if (1..=PAGE_MAX).contains(&limit) => Ok(limit),
+        Some(_) => Err(Error::invalid("limit", "1 to 100")),
+    }
+}
+
+/// An id in a path: what is none names nothing.
+pub(crate) fn path_id<T: FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| Error::not_found())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::testing::ManualClock;
+
+    #[derive(Debug, Deserialize)]
+    struct Input {
+        #[expect(dead_code, reason = "only parsed")]
+        name: String,
+        #[serde(default)]
+        #[expect(dead_code, reason = "only parsed")]
+        members: Vec<uuid::Uuid>,
+    }
+
+    fn pointer(json: &str) -> String {
+        let error = parse::<Input>(json.as_bytes()).expect_err("invalid");
+        assert_eq!(error.code, Code::Invalid);
+        error.faults[0].pointer.clone()
+    }
+
+    #[test]
+    fn a_fault_is_pointed_at() {
+        assert_eq!(pointer("{}"), "#/name");
+        assert_eq!(pointer(r#"{"name": 5}"#), "#/name");
+        assert_eq!(pointer(r#"{"name": "a", "members": ["no uuid"]}"#), "#/members/0");
+        assert_eq!(pointer("{"), "#");
+        assert_eq!(pointer("[]"), "#");
+        assert_eq!(pointer("\u{0}"), "#");
+        assert_eq!(pointer(r#"{"name": "a"} {}"#), "#/");
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        assert!(parse::<Input>(br#"{"name": "a", "more": {"x": 1}}"#).is_ok());
+    }
+
+    #[test]
+    fn a_command_id_is_a_uuid_v7_of_no_far_future() {
+        let clock = ManualClock::default();
+        let made = |ms| CommandId(schemas::ids::uuid_v7(ms, [1; 10]));
+        let day = 24 * 60 * 60 * 1_000;
+        assert!(command_id("x", made(0), &clock).is_ok(), "any time later");
+        assert!(command_id("x", made(clock.now().0 + day), &clock).is_ok());
+        assert!(command_id("x", made(clock.now().0 + day + 1), &clock).is_err());
+        assert!(command_id("x", CommandId(uuid::Uuid::from_u128(7)), &clock).is_err());
+    }
+}

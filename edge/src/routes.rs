@@ -1,0 +1,94 @@
+//! The calls of the REST API, one file per resource, and the layer around them: request ids, problems, metrics. A
+//! mutation goes validate → command → [`Hub::submit`](crate::hub::Hub::submit) → answer; what may be is ingest's matter.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::HeaderValue;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::App;
+use crate::error::{Code, Error};
+
+mod auth;
+mod direct;
+mod docs;
+mod me;
+mod members;
+mod messages;
+mod receipts;
+mod rooms;
+mod socket;
+mod users;
+mod wellknown;
+
+/// Every documented call.
+pub(crate) fn api() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(crate::openapi::base())
+        .routes(routes!(auth::sign_in))
+        .routes(routes!(auth::sign_up))
+        .routes(routes!(auth::refresh))
+        .routes(routes!(auth::sign_out))
+        .routes(routes!(me::get_me, me::change_me))
+        .routes(routes!(users::get_user))
+        .routes(routes!(users::find_users))
+        .routes(routes!(rooms::create_room, rooms::list_rooms))
+        .routes(routes!(rooms::get_room, rooms::change_room, rooms::delete_room))
+        .routes(routes!(members::join, members::leave))
+        .routes(routes!(members::put_member, members::remove_member))
+        .routes(routes!(members::list_members))
+        .routes(routes!(members::list_online))
+        .routes(routes!(direct::open_direct))
+        .routes(routes!(messages::send, messages::history))
+        .routes(routes!(receipts::list_receipts))
+        .routes(routes!(socket::open_socket))
+        .routes(routes!(wellknown::jwks))
+}
+
+/// All of it, ready to serve.
+pub fn router(app: Arc<App>) -> Router {
+    let (calls, _) = api().split_for_parts();
+    calls
+        .merge(docs::pages())
+        .fallback(async || Error::not_found())
+        .method_not_allowed_fallback(async || Error::new(Code::MethodNotAllowed, "another method, perhaps"))
+        .layer(from_fn_with_state(app.clone(), finish))
+        .with_state(app)
+}
+
+/// Gives each request an id, writes its problem if it has one, counts it.
+async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let began = app.deps.clock.elapsed();
+    let id = app.ids.next().to_string();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("none".to_owned(), |path| path.as_str().to_owned());
+    let mut response = next.run(request).await;
+    let error = response.extensions_mut().remove::<Error>();
+    let bare = || {
+        let typed = response.headers().contains_key("content-type");
+        Code::of_status(response.status()).filter(|_| !typed).map(|code| Error::new(code, "the request is not right"))
+    };
+    if let Some(error) = error.or_else(bare) {
+        if error.code == Code::Internal {
+            tracing::error!(request = %id, %route, "a request failed");
+        }
+        response = error.respond(&id);
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    let seconds = app.deps.clock.elapsed().saturating_sub(began).as_secs_f64();
+    app.metrics.request_seconds.with_label_values(&[&route]).observe(seconds);
+    // Methods are the caller's to invent: labels are not.
+    let method = if known_method(&method) { method.as_str() } else { "other" };
+    app.metrics.requests.with_label_values(&[method, &route, response.status().as_str()]).inc();
+    response
+}
+
+fn known_method(method: &axum::http::Method) -> bool {
+    matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS")
+}

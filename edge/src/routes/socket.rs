@@ -1,0 +1,63 @@
+//! From HTTP to a socket: who may open one; the rest is [`crate::socket`].
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use schemas::UserId;
+use uuid::Uuid;
+
+use crate::App;
+use crate::error::{Code, Error, Result};
+use crate::socket::session::Context;
+use crate::socket::upgrade::{NotASocket, upgrade};
+use crate::socket::{Gate, Identity};
+
+#[async_trait]
+impl Gate for App {
+    async fn authenticate(&self, token: &str) -> Result<Identity, u16> {
+        let identity = Self::authenticate(self, token).await.map_err(|error| error.close_code())?;
+        Ok(Identity {
+            user: identity.user,
+            device: identity.device,
+            issued_at: identity.issued_at,
+            expires_at: identity.expires_at,
+        })
+    }
+
+    fn next_id(&self) -> Uuid {
+        self.ids.next()
+    }
+
+    fn allow_send(&self, user: UserId) -> Result<(), u32> {
+        let wait_ms = |wait: std::time::Duration| u32::try_from(wait.as_millis().max(1)).unwrap_or(u32::MAX);
+        self.limits.send_allowed(user).map_err(wait_ms)
+    }
+}
+
+/// Opens a WebSocket (RFC 6455) with the subprotocol `posthaste.v1.json`; frames are `ClientFrame` and `ServerFrame`.
+#[utoipa::path(get, path = "/v1/socket", tag = "socket", responses(
+    (status = 101, description = "The connection is a socket now"),
+    (status = 403, description = "`forbidden`: the page's origin is not on the list"),
+    (status = 426, description = "`upgrade_required`: not a WebSocket handshake of version 13"),
+))]
+pub(crate) async fn open_socket(State(app): State<Arc<App>>, request: Request) -> Result<Response> {
+    if !app.origin_allowed(request.headers()) {
+        return Err(Error::new(Code::Forbidden, "pages of this origin may not open sockets here"));
+    }
+    // A socket leaves its place among the connections: the same bound counts for sockets apart.
+    if app.hub.socket_count() >= app.config.connections_max {
+        return Err(Error::unavailable());
+    }
+    let context = Context { hub: app.hub.clone(), gate: app };
+    match upgrade(request, context) {
+        Ok(response) => Ok(response),
+        Err(NotASocket::NoHandshake) => {
+            Err(Error::new(Code::UpgradeRequired, "a WebSocket handshake of version 13 is needed"))
+        }
+        Err(NotASocket::UnknownSubprotocol) => {
+            Err(Error::invalid("Sec-WebSocket-Protocol", "posthaste.v1.json is spoken here"))
+        }
+    }
+}
