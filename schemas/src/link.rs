@@ -42,7 +42,8 @@ pub struct Batch {
     pub partition: Partition,
     /// Where the edge must stand: anything else means that it has missed something.
     pub from: Offset,
-    /// Where it stands afterwards. Equal to `from` in a batch of receipts and signals alone.
+    /// Where it stands afterwards. Equal to `from` in a batch of receipts and signals alone, and in one for an edge that
+    /// has not registered in this lane of the partition.
     pub to: Offset,
     /// In the partition's order.
     pub items: Vec<Item>,
@@ -92,7 +93,8 @@ pub trait FanoutPort: Send + Sync {
     /// an empty batch that ends at `Registered::at`. The first registration in a partition after `attach`, or with a new
     /// owner, begins the count anew (`from` == `to` == `at`), which an edge with an older watermark sees as a miss. A
     /// key's own stream begins with the answer to *its* registration: an edge that comes back names all keys of a
-    /// partition in one call, or asks [`FanoutPort::changed`] up to the last answer.
+    /// partition in one call, or asks [`FanoutPort::changed`] up to the last answer. No keys at all are fine: from the
+    /// answer on the edge is kept up to date with the partition's positions.
     async fn register(
         &self,
         edge: EdgeId,
