@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 pub use self::directory::{DirLock, OpenError};
 pub use self::metrics::Metrics;
-use self::queue::Queue;
+use self::queue::{Closed, Queue};
 use self::reader::ReadJob;
 use self::writer::{Answer, Job, Work, Writer};
 use crate::broker::{self, Broker, Depths, Fence, Lane, LaneId, Member, State, VOLATILE_MAX_BYTES, size_of_record};
@@ -160,11 +160,19 @@ impl Inner {
         self.reads.close();
     }
 
+    fn why_closed(&self) -> Error {
+        let reason = self.broker.with(|state| state.opened());
+        reason.err().unwrap_or_else(|| Error::Unavailable("the log is shutting down".into()))
+    }
+
     /// Hands work to the writer and waits for the answer. Dropped while it waits, the work may be done or not.
     async fn ask(&self, work: Work) -> Result<Positions, Error> {
         let (reply, answer) = oneshot::channel();
         let bytes = work.bytes();
-        self.work.push(bytes, |room| Job { work, answer: Answer { reply, _room: room } }).await?;
+        self.work
+            .push(bytes, |room| Job { work, answer: Answer { reply, _room: room } })
+            .await
+            .map_err(|Closed| self.why_closed())?;
         answer.await.map_err(|_| Error::Unknown("the log ended meanwhile".into()))?
     }
 }
@@ -181,8 +189,11 @@ impl Depths for Inner {
 
     async fn read_cold(&self, id: LaneId, from: Offset, until: Offset, max_bytes: usize) -> Result<Fetched, Error> {
         let (reply, answer) = oneshot::channel();
-        self.reads.push(0, |_| ReadJob { id, from, until, max_bytes, reply }).await?;
-        let read = answer.await.map_err(|_| Error::Unavailable("the log ended meanwhile".into()))?;
+        self.reads
+            .push(0, |_| ReadJob { id, from, until, max_bytes, reply })
+            .await
+            .map_err(|Closed| self.why_closed())?;
+        let read = answer.await.map_err(|_| self.why_closed())?;
         // It may have been trimmed since it was asked for.
         self.broker.with(|state| state.lane(id)?.check(id, from))?;
         read

@@ -1,5 +1,6 @@
-//! What the embedded engine keeps when the disk fails or the process is killed: this program starts itself anew, under
-//! a shim that makes the n-th call on the log's files fail (call 1, then 2, …), or as a process to be killed.
+//! What the embedded engine keeps when the disk fails, the power is cut, or the process is killed: this program starts
+//! itself anew, under a shim that makes the n-th call on the log's files fail (call 1, then 2, …) and knows what was
+//! synced, or as a process to be killed.
 #![expect(clippy::unwrap_used, reason = "a test stops where something goes wrong")]
 
 use std::collections::HashSet;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 type Test = fn(&tokio::runtime::Runtime, &Control);
-const UNDER_FAULTS: [(&str, Test); 4] = [
+const UNDER_FAULTS: [(&str, Test); 5] = [
     ("a_failing_sync_loses_nothing_that_was_acknowledged", |runtime, control| {
         each_nth(|nth| runtime.block_on(write_under_fault(control, Fault { call: 1, error: EIO, nth })));
     }),
@@ -45,6 +46,9 @@ const UNDER_FAULTS: [(&str, Test); 4] = [
     }),
     ("a_full_disk_refuses_and_service_resumes_with_room", |runtime, control| {
         each_nth(|nth| runtime.block_on(write_under_fault(control, Fault { call: 2, error: ENOSPC, nth })));
+    }),
+    ("a_disk_that_differs_from_memory_after_a_fault_closes_the_log", |runtime, control| {
+        runtime.block_on(differ_after_a_fault(control));
     }),
     ("a_fault_while_opening_is_an_error_and_harms_nothing", |runtime, control| {
         for (call, error) in [(1, EIO), (2, EIO), (2, ENOSPC)] {
@@ -145,7 +149,7 @@ fn each_nth(mut test: impl FnMut(Nth) -> bool) {
     }
 }
 
-/// Nothing here cuts the power: memory will do, and the loops are long.
+/// The shim is the disk: memory will do, and the loops are long.
 fn directory() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -154,6 +158,15 @@ fn directory() -> TempDir {
 fn open(dir: &Path) -> Result<EmbeddedLog, OpenError> {
     let config = Config { wal_max_bytes: 160 * 1024, queue_max_bytes: 64 * 1024, ..Config::default() };
     EmbeddedLog::open(dir, config, Metrics::new(&Registry::new()).unwrap())
+}
+
+/// What would be left if the power failed now: the shim keeps what was synced.
+fn power_cut(dir: &Path) -> TempDir {
+    let left = directory();
+    for name in ["log.db", "log.db-wal"] {
+        std::fs::copy(dir.join(format!("{name}.synced")), left.path().join(name)).unwrap();
+    }
+    left
 }
 
 fn record(text: &str) -> Record {
@@ -174,7 +187,7 @@ async fn texts(log: &EmbeddedLog, topic: Topic) -> Vec<String> {
 }
 
 /// What was answered.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Answers {
     all: Vec<(String, Result<(), Error>)>,
 }
@@ -234,6 +247,8 @@ async fn write_under_fault(control: &Control, fault: Fault) -> bool {
         answers.check(&log, &context).await;
     }
     let fired = control.has_fired();
+    let left = power_cut(dir.path());
+    let answers_before = answers.clone();
     if fault.nth.skip % 2 == 0 {
         // The process ends while the fault lasts.
         drop(log);
@@ -245,13 +260,44 @@ async fn write_under_fault(control: &Control, fault: Fault) -> bool {
             assert!(answer.is_ok(), "{context}: no recovery: {answer:?}");
             answers.all.push((text, answer));
             answers.check(&log, &context).await;
+            let left = power_cut(dir.path());
+            answers.check(&open(left.path()).unwrap(), &format!("{context}, power cut after recovery")).await;
         }
         drop(log);
     }
+    answers_before.check(&open(left.path()).unwrap(), &format!("{context}, power cut")).await;
     let log = open(dir.path()).unwrap_or_else(|error| panic!("{context}: {error}"));
     answers.check(&log, &context).await;
     log.append(Topic::Receipts, P0, vec![record("r")]).await.unwrap();
+    // What this process has shown and acknowledged is there after a power cut as well, whatever the former one left.
+    let left = power_cut(dir.path());
+    let cut = open(left.path()).unwrap();
+    assert_eq!(texts(&cut, Topic::Events).await, texts(&log, Topic::Events).await, "{context}, power cut");
+    assert_eq!(texts(&cut, Topic::Receipts).await, ["r"], "{context}, power cut");
     fired
+}
+
+/// Takes a committed record out of the file behind the engine's back, and lets a sync fail.
+async fn differ_after_a_fault(control: &Control) {
+    let dir = directory();
+    let log = open(dir.path()).unwrap();
+    log.create(1).await.unwrap();
+    log.append(Topic::Events, P0, vec![record("one")]).await.unwrap();
+    log.append(Topic::Events, P0, vec![record("two")]).await.unwrap();
+    let thief = rusqlite::Connection::open(dir.path().join("log.db")).unwrap();
+    thief.execute("DELETE FROM batch WHERE place = (SELECT max(place) FROM batch)", []).unwrap();
+    control.arm(Fault { call: 1, error: EIO, nth: Nth { skip: 0, times: 1 } });
+    let failed = log.append(Topic::Events, P0, vec![record("three")]).await;
+    assert!(matches!(failed, Err(Error::Unknown(_))), "{failed:?}");
+    control.disarm();
+    for _ in 0..2 {
+        let refused = log.append(Topic::Events, P0, vec![record("four")]).await;
+        assert!(
+            matches!(&refused, Err(Error::Broken(reason)) if reason.contains("0..1 in place of 0..2")),
+            "{refused:?}"
+        );
+    }
+    assert!(matches!(log.read(Topic::Events, P0, Offset(0), 1).await, Err(Error::Broken(_))));
 }
 
 /// Opens while one call fails; whether any did.

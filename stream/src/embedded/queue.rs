@@ -7,7 +7,8 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::Error;
+/// The queue takes nothing in any more.
+pub(super) struct Closed;
 
 pub(super) struct Queue<T> {
     waiting: Mutex<Waiting<T>>,
@@ -35,13 +36,12 @@ impl<T> Queue<T> {
 
     /// Waits for room, first come first served, and queues what `item` makes: it keeps the room until it is dropped.
     /// What alone is larger than the queue takes all of it.
-    pub(super) async fn push(&self, bytes: usize, item: impl FnOnce(OwnedSemaphorePermit) -> T) -> Result<(), Error> {
-        let closed = || Error::Unavailable("the log is shutting down".into());
+    pub(super) async fn push(&self, bytes: usize, item: impl FnOnce(OwnedSemaphorePermit) -> T) -> Result<(), Closed> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.room_max);
-        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| closed())?;
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| Closed)?;
         let mut waiting = self.waiting.lock();
         if waiting.closed {
-            return Err(closed());
+            return Err(Closed);
         }
         waiting.items.push_back(item(room));
         drop(waiting);
