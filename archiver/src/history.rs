@@ -46,7 +46,7 @@ struct Cached {
 }
 
 /// Up to where a partition is known and archived.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reached {
     pub consumed: Positions,
     pub archived: Positions,
@@ -177,7 +177,8 @@ impl History {
         let mut guard = slot.tail.lock();
         let tail = guard.as_mut()?;
         let result = work(tail);
-        slot.reached.send_replace(Some(Reached { consumed: tail.consumed(), archived: tail.archived() }));
+        let now = Some(Reached { consumed: tail.consumed(), archived: tail.archived() });
+        slot.reached.send_if_modified(|reached| std::mem::replace(reached, now) != now);
         Some(result)
     }
 

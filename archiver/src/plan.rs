@@ -186,7 +186,7 @@ struct Room {
     recent: VecDeque<Arc<Event>>,
     /// Everything up to here is in the store.
     archived: Seq,
-    /// In the open window.
+    /// Its row is to be written: it is in the open window.
     dirty: bool,
     /// A poll under way relies on what is known here.
     busy: bool,
@@ -228,7 +228,7 @@ impl Room {
     }
 
     fn can_go(&self) -> bool {
-        !self.busy && !self.dirty && self.archived == self.head()
+        !self.busy && self.archived == self.head()
     }
 
     /// Takes whole archived buckets out of memory and hands them over; the part of a bucket that was in memory from
@@ -439,7 +439,7 @@ impl Tail {
             self.window.members.insert((event.room, change.user), after.clone());
             room.members.insert(change.user, Some(after));
         }
-        if !mem::replace(&mut room.dirty, true) {
+        if is_new && !mem::replace(&mut room.dirty, true) {
             self.window.rooms.push(event.room);
         }
         self.window.events.push(Arc::clone(event));
@@ -619,4 +619,124 @@ pub(crate) fn raise(mark: &mut Watermarks, other: &Watermarks) {
     mark.delivered_seq = mark.delivered_seq.max(other.delivered_seq);
     mark.read_seq = mark.read_seq.max(other.read_seq);
     mark.at = mark.at.max(other.at);
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::message::{MemberChange, Membership, Role, RoomHistory, RoomKind, RoomVisibility, Settings};
+    use schemas::{CommandId, EventId, Timestamp};
+
+    use super::*;
+
+    const HERE: Partition = Partition(0);
+
+    fn room(n: u128) -> RoomId {
+        RoomId(uuid::Uuid::from_u128(n))
+    }
+
+    fn event(room: RoomId, seq: u64, kind: EventKind) -> Fact {
+        Fact::Event(Arc::new(Event {
+            room,
+            seq: Seq(seq),
+            id: EventId::NIL,
+            at: Timestamp(0),
+            by: UserId::NIL,
+            command: CommandId::NIL,
+            reply_to: None,
+            received_us: 0,
+            decided_us: 0,
+            salt: [0; 16],
+            hash: Event::chain(&[0; 32], Seq(seq), &[0; 16], &kind),
+            kind,
+        }))
+    }
+
+    fn created() -> EventKind {
+        EventKind::Created(Settings {
+            kind: RoomKind::Group,
+            name: String::new(),
+            handle: None,
+            description: String::new(),
+            icon: String::new(),
+            visibility: RoomVisibility::Private,
+            history: RoomHistory::All,
+        })
+    }
+
+    fn joined() -> EventKind {
+        EventKind::Member(Membership { user: UserId::NIL, change: MemberChange::Joined, role: Role::Owner })
+    }
+
+    /// Folds and archives a room of two events.
+    fn archive(tail: &mut Tail, id: RoomId) {
+        let facts = vec![(Offset(0), event(id, 1, created())), (Offset(1), event(id, 2, joined()))];
+        let next = Offset(tail.consumed().of(Topic::Events).0 + 2);
+        assert!(tail.fold(Topic::Events, next, facts, &mut Base::default()).is_empty());
+        let flight = tail.flight(HERE).unwrap();
+        tail.landed(&flight);
+    }
+
+    #[test]
+    fn what_a_poll_relies_on_is_not_forgotten_while_it_loads() {
+        let mut tail = Tail::new(Positions::default(), 0, 3_000);
+        archive(&mut tail, room(1));
+        let facts = vec![(Offset(9), event(room(1), 3, EventKind::Unknown))];
+        let mut cold = HashSet::new();
+        tail.cold(&facts, &mut cold);
+        assert!(cold.is_empty());
+        // Readers bring in more than there is room for.
+        let info = RoomInfo { id: room(1), ..RoomInfo::clone(&tail.rooms[&room(1)].info.clone().unwrap()) };
+        for n in 2..20 {
+            let stamp = tail.known(room(n), UserId::NIL).stamp;
+            tail.learn(stamp, &Arc::new(RoomInfo { id: room(n), ..info.clone() }), UserId::NIL, None);
+        }
+        assert!(tail.known(room(2), UserId::NIL).info.is_none());
+        assert!(tail.fold(Topic::Events, Offset(10), facts, &mut Base::default()).is_empty());
+    }
+
+    #[test]
+    fn what_was_read_before_something_was_forgotten_is_not_kept() {
+        let mut tail = Tail::new(Positions::default(), 0, 3_000);
+        let old = Arc::new(
+            RoomInfo::fold(
+                None,
+                match &event(room(1), 1, created()) {
+                    Fact::Event(event) => event,
+                    _ => unreachable!("made above"),
+                },
+            )
+            .unwrap(),
+        );
+        let stamp = tail.known(room(1), UserId::NIL).stamp; // a reader asks the store …
+        for n in 1..20 {
+            archive(&mut tail, room(n)); // … while the room gets another event and is forgotten
+        }
+        assert!(tail.known(room(1), UserId::NIL).info.is_none());
+        tail.learn(stamp, &old, UserId::NIL, None);
+        assert!(tail.known(room(1), UserId::NIL).info.is_none());
+    }
+
+    #[test]
+    fn a_bucket_is_handed_over_once_it_is_whole_and_archived() {
+        let mut tail = Tail::new(Positions::default(), 0, 1 << 20);
+        let fold = |tail: &mut Tail, seqs: std::ops::RangeInclusive<u64>| {
+            let next = Offset(*seqs.end());
+            let facts = seqs
+                .map(|seq| (Offset(seq), event(room(1), seq, if seq == 1 { created() } else { EventKind::Unknown })));
+            assert!(tail.fold(Topic::Events, next, facts.collect(), &mut Base::default()).is_empty());
+        };
+        fold(&mut tail, 1..=100);
+        let first = tail.flight(HERE).unwrap();
+        fold(&mut tail, 101..=130); // consumed while the first write is under way
+        assert!(tail.landed(&first).is_empty());
+        assert_eq!(tail.recent(room(1), Seq(130), &[(Seq(1), Seq(130))]).0, Seq(0));
+        let second = tail.flight(HERE).unwrap();
+        assert_eq!(batch(&[Arc::clone(&second)]).events.len(), 30);
+        assert!(tail.landed(&first).is_empty()); // not the one under way
+        assert_eq!(tail.unarchived().0, 30);
+        assert_eq!(tail.landed(&second)[0].len(), 128);
+        let (archived, recent) = tail.recent(room(1), Seq(130), &[(Seq(1), Seq(130))]);
+        assert_eq!((archived, recent.len()), (Seq(128), 2));
+        assert_eq!(tail.unarchived(), (0, 0));
+    }
 }

@@ -16,7 +16,7 @@ use schemas::event::EventKind;
 use schemas::link::{Lane, PageFrom, PageQuery, Unavailable};
 use schemas::message::{Content, MemberChange, Message, Role, RoomHistory, RoomPatch};
 use schemas::{Offset, Partition, Record, Seq, Topic};
-use store::archive::{Archive, Watermarks};
+use store::archive::{Archive, Batch, Watermarks};
 use store::rooms::Rooms;
 use stream::Log;
 
@@ -257,6 +257,20 @@ async fn a_double_of_what_only_the_store_knows_is_found() {
     world.append(Topic::Events, *room(1).as_bytes(), double.encode()).await;
     world.settle(&running).await;
     assert_eq!(running.metric("posthaste_archiver_doubles_total"), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_lost_rows_gets_them_again() {
+    let mut world = world().await;
+    talk(&mut world, 5).await;
+    let info = world.state(room(1), Seq(5)).unwrap().info;
+    world.store.archive(Batch { rooms: vec![info], ..Batch::default() }).await.unwrap();
+    let running = world.start();
+    // Until then there is no page: one with a hole would be a lie (I7).
+    assert_eq!(world.page(&running, user(0), room(1), PageFrom::Newest, 50).await.unwrap_err(), Unavailable);
+    world.settle(&running).await;
+    let page = world.page(&running, user(0), room(1), PageFrom::Newest, 50).await.unwrap().unwrap();
+    assert_eq!(page.events, world.rooms[&room(1)]);
 }
 
 #[tokio::test(start_paused = true)]

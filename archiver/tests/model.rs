@@ -20,7 +20,7 @@ use store::archive::Archive;
 use store::rooms::Rooms;
 use stream::{Log, Polled};
 
-const ROOMS: usize = 3;
+const ROOMS: usize = 4;
 const USERS: usize = 4;
 
 #[derive(Clone, Debug)]
@@ -38,6 +38,8 @@ enum Step {
     Settle,
     Mishap(Mishap),
     Crash,
+    /// A crash after a write that went wrong.
+    CrashInWrite(Mishap),
     Stop,
     /// The group's committed offsets go to the start or the end.
     Hint(bool),
@@ -60,12 +62,8 @@ fn step() -> impl Strategy<Value = Step> {
         MemberChange::Role,
     ]);
     let history = prop::sample::select(vec![RoomHistory::All, RoomHistory::SinceJoined]);
-    let mishap = prop_oneof![
-        Just(Mishap::Before),
-        Just(Mishap::After),
-        (0..40_usize).prop_map(Mishap::Partly),
-        (0..400_usize).prop_map(Mishap::Partly),
-    ];
+    let torn = || (0..5_usize, 0..9_usize).prop_map(|(kinds, rows)| Mishap::Torn(kinds, rows));
+    let mishap = prop_oneof![1 => Just(Mishap::Before), 1 => Just(Mishap::After), 2 => torn()];
     prop_oneof![
         8 => (0..ROOMS, 0..USERS, 1..80_usize).prop_map(|(room, user, count)| Step::Say(room, user, count)),
         8 => (0..ROOMS, 0..USERS, change).prop_map(|(room, user, change)| Step::Turn(room, user, change)),
@@ -80,6 +78,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Settle),
         4 => mishap.prop_map(Step::Mishap),
         3 => Just(Step::Crash),
+        3 => torn().prop_map(Step::CrashInWrite),
         1 => Just(Step::Stop),
         1 => any::<bool>().prop_map(Step::Hint),
     ]
@@ -226,6 +225,18 @@ async fn run(config: Config, steps: Vec<Step>) {
             Step::Settle => world.settle(&running).await,
             Step::Mishap(mishap) => world.store.mishaps.lock().push_back(mishap),
             Step::Crash => {
+                crash(running).await;
+                running = world.start();
+            }
+            Step::CrashInWrite(mishap) => {
+                world.store.mishaps.lock().clear();
+                world.store.mishaps.lock().push_back(mishap);
+                for _ in 0..100 {
+                    if world.store.mishaps.lock().is_empty() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
                 crash(running).await;
                 running = world.start();
             }

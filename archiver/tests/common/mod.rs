@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 use watched::Watched;
 
-pub const PARTITIONS: u32 = 3;
+pub const PARTITIONS: u32 = 2;
 
 #[derive(Default)]
 pub struct ManualClock(Mutex<Duration>);

@@ -1,5 +1,6 @@
 //! A store in memory that counts what it is asked and fails as it is told.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -21,8 +22,9 @@ use tokio::sync::watch;
 pub enum Mishap {
     /// Nothing is written.
     Before,
-    /// So many of its rows are written, in the order events, members, rooms, lists, receipts; no progress.
-    Partly(usize),
+    /// It is torn: so many kinds of rows are written whole, in the order events, members, rooms, lists, receipts, and
+    /// so many rows of the next kind; no progress.
+    Torn(usize, usize),
     /// Everything is written, but the writer does not hear of it.
     After,
 }
@@ -128,18 +130,17 @@ impl Archive for Watched {
                 self.inner.archive(batch).await?;
                 failed
             }
-            Some(Mishap::Partly(rows)) => {
-                let mut left = rows;
-                let mut keep = |len: usize| {
-                    let kept = len.min(left);
-                    left -= kept;
-                    kept
+            Some(Mishap::Torn(kinds, rows)) => {
+                let keep = |kind: usize, len: usize| match kind.cmp(&kinds) {
+                    Ordering::Less => len,
+                    Ordering::Equal => rows,
+                    Ordering::Greater => 0,
                 };
-                batch.events.truncate(keep(batch.events.len()));
-                batch.members.truncate(keep(batch.members.len()));
-                batch.rooms.truncate(keep(batch.rooms.len()));
-                batch.listings.truncate(keep(batch.listings.len()));
-                batch.receipts.truncate(keep(batch.receipts.len()));
+                batch.events.truncate(keep(0, batch.events.len()));
+                batch.members.truncate(keep(1, batch.members.len()));
+                batch.rooms.truncate(keep(2, batch.rooms.len()));
+                batch.listings.truncate(keep(3, batch.listings.len()));
+                batch.receipts.truncate(keep(4, batch.receipts.len()));
                 batch.progress.clear();
                 self.inner.archive(batch).await?;
                 failed
