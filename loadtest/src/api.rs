@@ -16,8 +16,8 @@ use crate::clock;
 use crate::http::{Answer, Call, Http};
 use crate::keys::Issuer;
 
-/// A token is renewed when less than this is left of it.
-const RENEW_AHEAD: Duration = Duration::from_secs(60);
+/// A token is renewed when less than this is left of it: a little earlier than the server warns (60 s).
+const RENEW_AHEAD: Duration = Duration::from_secs(75);
 
 /// Events on a page of history: the most that is allowed.
 const PAGE: usize = schemas::limits::PAGE_MAX;

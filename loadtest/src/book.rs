@@ -103,6 +103,8 @@ pub struct Pages {
     pub ack: Latency,
     /// Scheduled time → `message` at another member.
     pub delivery: Latency,
+    /// Scheduled time → put on a socket: large where the load test itself, or the socket, does not keep up.
+    pub lag: Histogram<u64>,
     /// Start of a socket → `live`.
     pub connect: Histogram<u64>,
     /// How often.
@@ -188,6 +190,7 @@ impl Book {
             checker: verify.then(Checker::new),
             ack: Latency::new()?,
             delivery: Latency::new()?,
+            lag: Histogram::new_with_bounds(1, LATENCY_MAX_US, 3)?,
             connect: Histogram::new_with_bounds(1, LATENCY_MAX_US, 3)?,
             counts: Counts::default(),
             seconds: Vec::new(),

@@ -333,6 +333,7 @@ impl Client {
                 book.counts.retried += 1;
             } else {
                 book.counts.sent += 1;
+                book.lag.saturating_record(self.shared.timeline.micros().saturating_sub(scheduled_us));
             }
             book.note(|| Step::Sending {
                 user: self.user,

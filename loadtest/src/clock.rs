@@ -20,11 +20,6 @@ impl Timeline {
     pub fn micros(self) -> u64 {
         u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
-
-    /// The instant of a time on this line.
-    pub fn at(self, micros: u64) -> Instant {
-        self.0 + std::time::Duration::from_micros(micros)
-    }
 }
 
 /// Unix time in milliseconds.

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Loads a Posthaste server through its public protocol and verifies what it promises.
 #[derive(Parser)]
@@ -62,6 +63,9 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 /// Runs, reports, and says whether every promise held.
 fn load(options: run::Options) -> Result<bool> {
     let (json, page) = (options.json.clone(), options.report.clone());
+    // Each user is a file to the system. Where it does not allow as many, connecting says so.
+    let files = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
     // The server shares the machine: half of it at most.
     let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
     let runtime = tokio::runtime::Builder::new_multi_thread()

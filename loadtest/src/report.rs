@@ -84,6 +84,7 @@ pub struct Report {
     /// Sends that had no final outcome at the end.
     unknown: u64,
     rates: Rates,
+    lag_ms: Quantiles,
     ack_ms: Quantiles,
     delivery_ms: Quantiles,
     connect_ms: Quantiles,
@@ -129,6 +130,7 @@ impl Report {
             settled,
             unknown: book.outstanding,
             rates: Rates { accepted_per_s: per_s(counts.accepted), delivered_per_s: per_s(counts.delivered) },
+            lag_ms: Quantiles::of(&book.lag),
             ack_ms: Quantiles::of(&book.ack.all),
             delivery_ms: Quantiles::of(&book.delivery.all),
             connect_ms: Quantiles::of(&book.connect),
@@ -178,8 +180,9 @@ impl Report {
         )?;
         writeln!(out, "{:20}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}", "ms", "count", "p50", "p90", "p99", "p99.9", "max")?;
         let rows = [
-            ("send to accepted", &self.ack_ms),
-            ("send to delivered", &self.delivery_ms),
+            ("due to sent", &self.lag_ms),
+            ("due to accepted", &self.ack_ms),
+            ("due to delivered", &self.delivery_ms),
             ("connect to live", &self.connect_ms),
         ];
         for (name, q) in rows {

@@ -10,7 +10,7 @@ use clap::Args;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use schemas::Seq;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use crate::api::{Api, Login};
 use crate::body;
@@ -172,7 +172,7 @@ impl Run {
         match self.options.scenario {
             Scenario::Idle => self.idle().await?,
             Scenario::Storm => storm = Some(self.storm().await?),
-            Scenario::Rooms | Scenario::Fanout | Scenario::Pairs => self.load().await?,
+            Scenario::Rooms | Scenario::Fanout | Scenario::Pairs => tokio::task::block_in_place(|| self.load())?,
         }
         let load_s = seconds(self.shared.timeline.micros() - began);
         let settled = self.settled().await?;
@@ -220,8 +220,9 @@ impl Run {
         }
     }
 
-    /// The open loop: a fixed schedule, whatever the server does. Latency counts from the scheduled time.
-    async fn load(&self) -> Result<()> {
+    /// The open loop: a fixed schedule, whatever the server does. Latency counts from the scheduled time, so this waits
+    /// as finely as the system can, in a thread of its own; the runtime's timers are rounded up to a millisecond.
+    fn load(&self) -> Result<()> {
         let places: Vec<(usize, usize)> = self
             .rooms
             .iter()
@@ -237,9 +238,7 @@ impl Run {
         let mut picks = u64::from_le_bytes(clock::random()) | 1;
         for number in 0..total {
             let scheduled_us = first + count(number_as_f64(number) * 1e6 / self.options.rate);
-            if scheduled_us > timeline.micros() {
-                sleep_until(timeline.at(scheduled_us)).await;
-            }
+            std::thread::sleep(Duration::from_micros(scheduled_us.saturating_sub(timeline.micros())));
             if scheduled_us >= second {
                 self.turn(second - first, number);
                 second += 1_000_000;
