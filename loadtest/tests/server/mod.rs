@@ -320,7 +320,7 @@ impl Server {
                     Mutant::DoubleOne if struck => out.extend([text.clone(), text]),
                     Mutant::CorruptOne if struck => out.push(text.replace("quick brown", "quick green")),
                     // It waits for the next event of the room: see below.
-                    Mutant::SwapTwo if struck => late = Some(text),
+                    Mutant::SwapTwo if struck => late = Some((text, out.len())),
                     _ => out.push(text),
                 }
                 if struck && late.is_none() {
@@ -328,11 +328,13 @@ impl Server {
                 }
                 *cursor = event.seq().0;
             }
-            if late.is_some() && out.is_empty() {
-                *cursor -= 1;
-            } else {
-                *victim = victim.filter(|_| late.is_none());
-                out.extend(late);
+            match late {
+                Some((text, before)) if out.len() > before => {
+                    out.push(text);
+                    *victim = None;
+                }
+                Some(_) => *cursor -= 1,
+                None => {}
             }
         }
     }
