@@ -98,7 +98,10 @@ impl Metrics {
             partitions: gauge("posthaste_ingest_partitions", "Partitions owned and ready.")?,
             rooms: gauge("posthaste_ingest_rooms", "Rooms in memory.")?,
             rooms_bytes: gauge("posthaste_ingest_rooms_bytes", "Estimated memory of the rooms in memory.")?,
-            unarchived_events: gauge("posthaste_ingest_unarchived_events", "Events that the archive lacks.")?,
+            unarchived_events: gauge(
+                "posthaste_ingest_unarchived_events",
+                "Events that the archive lacked at the last look.",
+            )?,
         })
     }
 

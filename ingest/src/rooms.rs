@@ -89,8 +89,8 @@ pub struct Rooms {
 const ROOM_BYTES: usize = 512;
 /// A member's, bytes: entry and one interval.
 const MEMBER_BYTES: usize = size_of::<(UserId, Member)>() + 48;
-/// Rooms looked at per round for what may go: keeps a round short; the bound is met over the next ones.
-const LOOKS_PER_ROUND: usize = 4_096;
+/// Rooms per round that are found to be unarchived, and so must stay, before the search for others is given up.
+const STAYING_PER_ROUND: usize = 512;
 
 impl Rooms {
     /// A partition just taken over, with its archive's progress. What lies before is left to the store.
@@ -206,14 +206,13 @@ impl Rooms {
 
     /// Lets rooms go that are archived and were not asked for of late, until the rest weighs at most `max_bytes`.
     pub fn evict(&mut self, max_bytes: usize) {
-        // Twice around at most: the first look takes the mark of use away.
-        let mut looks = LOOKS_PER_ROUND.min(2 * self.ring.len());
-        while self.weight_bytes > max_bytes && looks > 0 {
-            looks -= 1;
+        let mut must_stay = 0;
+        while self.weight_bytes > max_bytes && must_stay < STAYING_PER_ROUND.min(self.ring.len()) {
             let Some(id) = self.ring.pop_front() else { return };
             let Some(room) = self.loaded.get_mut(&id) else { continue };
             if room.used || room.last > self.archived {
-                room.used = false;
+                // The mark is taken away at the first look, so that this ends.
+                must_stay += usize::from(!std::mem::take(&mut room.used));
                 self.ring.push_back(id);
                 continue;
             }
@@ -263,5 +262,158 @@ impl Room {
     fn weight_bytes(&self) -> usize {
         let members = self.state.as_ref().map_or(0, |state| state.members.len());
         ROOM_BYTES + members * MEMBER_BYTES + self.dedup.weight_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::event::EventKind::{Created, Member as Came};
+    use schemas::ids::{EdgeId, EventId, SessionId};
+    use schemas::message::{MemberChange, Membership, Role, RoomHistory, RoomKind, RoomVisibility, Settings};
+    use schemas::{Partition, ReplyTo, Seq, Timestamp, Topic};
+    use stream::{Placed, Record as Appended};
+
+    use super::*;
+
+    const ROOM: RoomId = RoomId(Uuid::from_u128(7));
+
+    fn room(n: u128) -> RoomId {
+        RoomId(Uuid::from_u128(n))
+    }
+
+    fn user(n: u128) -> UserId {
+        UserId(Uuid::from_u128(n))
+    }
+
+    fn event(seq: u64, kind: EventKind) -> Event {
+        Event {
+            room: ROOM,
+            seq: Seq(seq),
+            id: EventId::NIL,
+            at: Timestamp(0),
+            by: user(1),
+            command: CommandId(Uuid::from_u128(seq.into())),
+            reply_to: Some(ReplyTo { edge: EdgeId::NIL, session: SessionId::NIL }),
+            received_us: 0,
+            decided_us: 0,
+            salt: [0; 16],
+            hash: [0; 32],
+            kind,
+        }
+    }
+
+    /// Created, user 1 came, user 2 came, user 2 went.
+    fn history() -> Vec<Event> {
+        let settings = Settings {
+            kind: RoomKind::Group,
+            name: String::new(),
+            handle: None,
+            description: String::new(),
+            icon: String::new(),
+            visibility: RoomVisibility::Public,
+            history: RoomHistory::All,
+        };
+        let about = |n, change| Came(Membership { user: user(n), change, role: Role::Member });
+        vec![
+            event(1, Created(settings)),
+            event(2, about(1, MemberChange::Joined)),
+            event(3, about(2, MemberChange::Joined)),
+            event(4, about(2, MemberChange::Left)),
+        ]
+    }
+
+    fn state(events: &[Event]) -> Option<RoomState> {
+        events.iter().fold(None, RoomState::fold)
+    }
+
+    fn rows(events: &[Event], members_of: &[Event]) -> Rows {
+        Rows {
+            info: state(events).map(|state| state.info),
+            members: state(members_of).map_or(Vec::new(), |state| state.members.into_iter().collect()),
+            largest_command: events.last().map(|event| event.command),
+        }
+    }
+
+    fn fetched(values: impl IntoIterator<Item = Bytes>) -> Fetched {
+        let placed =
+            |(offset, value)| Placed { offset: Offset(offset), record: Appended { key: *ROOM.as_bytes(), value } };
+        let records: Vec<Placed> = (0..).zip(values).map(placed).collect();
+        let next = Offset(records.len() as u64);
+        let (topic, partition, from) = (Topic::Events, Partition(0), Offset(0));
+        Fetched { topic, partition, from, next, records: records.into() }
+    }
+
+    #[test]
+    fn rows_and_tail_make_the_room_however_far_each_row_has_got() {
+        let history = history();
+        for members_at in 0..=4 {
+            for info_at in 0..=4 {
+                let mut rooms = Rooms::new(Offset(0));
+                rooms.take_tail(&fetched(history.iter().map(Event::encode)));
+                rooms.load(ROOM, rows(&history[..info_at], &history[..members_at])).unwrap();
+                assert_eq!(rooms.get(ROOM).unwrap().state, state(&history), "{info_at} {members_at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hole_between_rows_and_tail_keeps_a_room_from_being_loaded() {
+        let history = history();
+        let mut rooms = Rooms::new(Offset(0));
+        rooms.take_tail(&fetched(history[2..].iter().map(Event::encode)));
+        assert_eq!(rooms.load(ROOM, rows(&history[..1], &history[..1])), Err(Unfit::Hole));
+        assert_eq!(rooms.load(ROOM, Rows::default()), Err(Unfit::Hole));
+        assert_eq!(rooms.load(ROOM, rows(&history[..2], &history[..2])), Ok(()), "later, when the rows are there");
+    }
+
+    #[test]
+    fn a_record_of_a_newer_version_keeps_its_room_from_being_loaded() {
+        let mut newer = history()[0].encode().to_vec();
+        newer[4] ^= 1; // Another schema's fingerprint.
+        let mut rooms = Rooms::new(Offset(0));
+        rooms.take_tail(&fetched([newer.into()]));
+        assert_eq!(rooms.load(ROOM, Rows::default()), Err(Unfit::Unreadable));
+        assert_eq!(rooms.load(room(8), Rows::default()), Ok(()), "others are none the worse");
+    }
+
+    #[test]
+    fn memory_follows_the_rooms_asked_for_of_late() {
+        let mut rooms = Rooms::new(Offset(10));
+        let max_bytes = 3 * ROOM_BYTES;
+        (0..4).for_each(|n| rooms.load(room(n), Rows::default()).unwrap());
+        rooms.evict(max_bytes);
+        assert!(rooms.get(room(0)).is_none(), "the one loaded first");
+        rooms.with(room(1), |_| ());
+        rooms.load(room(4), Rows::default()).unwrap();
+        rooms.evict(max_bytes);
+        assert!(rooms.get(room(2)).is_none(), "the one not asked for since");
+        (5..2_000).for_each(|n| rooms.load(room(n), Rows::default()).unwrap());
+        rooms.evict(max_bytes);
+        assert_eq!(rooms.loaded(), (3, max_bytes));
+        assert_eq!(rooms.need(), Offset(10), "no more is relied upon than at take-over");
+    }
+
+    #[test]
+    fn a_room_goes_once_its_last_event_is_archived_and_is_then_needed_from_the_store() {
+        let mut rooms = Rooms::new(Offset(0));
+        rooms.load(ROOM, Rows::default()).unwrap();
+        let step = rooms.next_step();
+        rooms.with(ROOM, |room| room.last = step);
+        rooms.append(Offset(5), Backlog { events: 4, bytes: 400 });
+        rooms.archived(Offset(4));
+        rooms.evict(0);
+        assert_eq!((rooms.loaded().0, rooms.backlog().events), (1, 4), "part of a step is not the step");
+        rooms.archived(Offset(5));
+        rooms.evict(0);
+        assert_eq!((rooms.loaded(), rooms.backlog(), rooms.need()), ((0, 0), Backlog::default(), Offset(5)));
+    }
+
+    #[test]
+    fn a_tail_that_has_been_archived_meanwhile_is_needed_from_the_store() {
+        let mut rooms = Rooms::new(Offset(0));
+        rooms.take_tail(&fetched(history().iter().map(Event::encode)));
+        assert_eq!(rooms.need(), Offset(0));
+        rooms.archived(Offset(4));
+        assert_eq!((rooms.need(), rooms.tail.len()), (Offset(4), 0));
     }
 }

@@ -369,6 +369,23 @@ async fn a_log_older_than_its_archive_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_owner_fences_the_producers_of_its_partitions_before_it() {
+    let house = House::new(2, Config::default()).await;
+    let mut older = Vec::new();
+    for partition in 0..2 {
+        older.push(house.log.inner.producer(&format!("ingest-{partition}")).await.unwrap());
+    }
+    let worker = house.worker();
+    house.submit(&[command(id(1), user(1), room(1), create(vec![]))]).await;
+    house.settled().await;
+    for mut producer in older {
+        let late = stream::Transaction::default();
+        assert!(matches!(producer.commit(late).await, Err(stream::Error::Fenced)));
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_worker_takes_its_share_and_all_of_it_when_the_first_dies() {
     let house = House::new(8, forgetful()).await;
     let first = house.worker();
