@@ -1,7 +1,7 @@
 //! What one message costs in ingest, without log and store: `cargo run -p ingest --example turn_cost`. Reads the
 //! commands, decides, folds and writes the events as the worker does, for 50 rooms of 200 people each.
 
-#![expect(clippy::unwrap_used, reason = "a measurement that can't go on ends")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that can't go on ends")]
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -120,6 +120,6 @@ mod tests {
         let id = CommandId(uuid_v7(1_700_000_000_123, [7; 10]));
         assert_eq!(id.unix_ms(), Some(1_700_000_000_123));
         assert_eq!(CommandId(Uuid::from_u128(5)).unix_ms(), None);
-        assert_eq!(CommandId(Uuid::new_v4()).unix_ms(), None);
+        assert_eq!(CommandId(uuid::Builder::from_random_bytes([7; 16]).into_uuid()).unix_ms(), None);
     }
 }

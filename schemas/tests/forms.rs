@@ -1,5 +1,7 @@
 //! Every stored form: the round trip as a property, golden bytes, and random bytes that must not panic.
 
+#![expect(clippy::expect_used, reason = "a form that can't be read back fails")]
+
 use proptest::prelude::*;
 use schemas::command::{Action, Command, ReplyTo};
 use schemas::dead_letter::DeadLetter;
