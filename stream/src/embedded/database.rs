@@ -30,8 +30,7 @@ pub(super) const ROW_BYTES: usize = 256 * 1024;
 pub(super) const RECORD_MAX_BYTES: usize = 64 * 1024 * 1024;
 
 const SCHEMA: &str = "
-    CREATE TABLE number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    INSERT INTO number VALUES ('partitions', 0), ('starts', 0);
+    CREATE TABLE number (name TEXT PRIMARY KEY, value INTEGER NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE batch (
         place INTEGER PRIMARY KEY, count INTEGER NOT NULL, sum INTEGER NOT NULL, records BLOB NOT NULL
     );
@@ -264,6 +263,24 @@ fn committed(connection: &Connection, lanes: &[LaneId]) -> Result<Vec<(String, L
     Ok(all)
 }
 
+/// A number that the log keeps of itself; `None` if it was never set.
+fn number(connection: &Connection, name: &str) -> Result<Option<u32>, Error> {
+    let query = "SELECT value, sum FROM number WHERE name = ?1";
+    let found = connection.query_row(query, [name], |row| Ok(numbers(row))).optional();
+    let Some([value, stored]) = found.map_err(|error| read_error(&error))?.transpose()? else { return Ok(None) };
+    let damaged = || Error::Broken(format!("the number of {name} is damaged"));
+    if i64::from(sum(&[value], name.as_bytes())) != stored {
+        return Err(damaged());
+    }
+    u32::try_from(value).map(Some).map_err(|_| damaged())
+}
+
+/// Sets a number that the log keeps of itself.
+pub(super) fn set_number(connection: &Connection, name: &str, value: u32) -> Result<(), rusqlite::Error> {
+    let sum = sum(&[i64::from(value)], name.as_bytes());
+    connection.execute("INSERT OR REPLACE INTO number VALUES (?1, ?2, ?3)", params![name, value, sum]).map(drop)
+}
+
 /// Opens or makes the database for its one writer.
 pub(super) fn open(file: &Path) -> Result<(Connection, Found), OpenError> {
     let sqlite = |source| OpenError::Sqlite { file: file.to_owned(), source };
@@ -272,7 +289,8 @@ pub(super) fn open(file: &Path) -> Result<(Connection, Found), OpenError> {
             file,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
-        connection.busy_timeout(Duration::from_secs(5))?;
+        // Only a checkpoint ever waits, for a reader that holds an old snapshot; it is tried again later.
+        connection.busy_timeout(Duration::from_millis(250))?;
         let form = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         Ok((connection, form))
     };
@@ -292,9 +310,7 @@ pub(super) fn open(file: &Path) -> Result<(Connection, Found), OpenError> {
         }
         // A process that died of a failing sync may have left commits that the system's cache shows and the disk
         // doesn't have: what is served from here on is first copied and synced anew.
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        connection.execute("UPDATE number SET value = value + 1 WHERE name = 'starts'", [])?;
-        Ok(())
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
     };
     prepare().map_err(|error| refused(file, error))?;
     let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(sqlite)?;
@@ -302,14 +318,12 @@ pub(super) fn open(file: &Path) -> Result<(Connection, Found), OpenError> {
     if mode != "wal" {
         return Err(damaged(format!("its journal mode is {mode}")));
     }
-    let number = |name: &str| -> Result<i64, OpenError> {
-        let found = connection.query_row("SELECT value FROM number WHERE name = ?1", [name], |row| row.get(0));
-        found.optional().map_err(|error| refused(file, error))?.ok_or_else(|| damaged(format!("no {name}")))
-    };
-    let (partitions, starts) = (number("partitions")?, number("starts")?);
-    let partitions = u32::try_from(partitions).ok().filter(|count| *count <= PARTITIONS_MAX);
-    let partitions = partitions.ok_or_else(|| damaged("the number of partitions".into()))?;
-    let starts = u32::try_from(starts).map_err(|_| damaged("the number of starts".into()))?;
+    let number = |name| number(&connection, name).map_err(|error| damaged(error.to_string()));
+    let (partitions, starts) = (number("partitions")?.unwrap_or(0), number("starts")?.unwrap_or(0).saturating_add(1));
+    if partitions > PARTITIONS_MAX {
+        return Err(damaged("the number of partitions".into()));
+    }
+    set_number(&connection, "starts", starts).map_err(|error| refused(file, error))?;
     let load = || -> Result<Found, Error> {
         let lanes = lanes(&connection, partitions)?;
         let ids: Vec<LaneId> = lanes.iter().map(|(id, ..)| *id).collect();

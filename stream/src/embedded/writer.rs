@@ -361,7 +361,7 @@ impl Writer {
         }
         connection.execute_batch("BEGIN IMMEDIATE")?;
         if let Some(partitions) = group.create {
-            connection.execute("UPDATE number SET value = ?1 WHERE name = 'partitions'", [partitions])?;
+            database::set_number(connection, "partitions", partitions)?;
         }
         let mut insert = connection.prepare_cached("INSERT INTO batch VALUES (?1, ?2, ?3, ?4)")?;
         for (id, batch) in batches {
