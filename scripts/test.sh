@@ -8,7 +8,7 @@ trap 'rm -f "$log"' EXIT
 failed=0
 started=$SECONDS
 
-suite() { # name, command…: what is not a cargo test counts as one test
+suite() { # name, command…
   local name=$1 begin=$SECONDS
   shift
   echo "── $name"
@@ -25,6 +25,13 @@ cargo_tests() { cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
 # The binaries and the tests in one command: they share one feature set and so one build.
 suite build cargo build --workspace --locked --lib --bins --tests || exit 1
 suite "cargo test" cargo_tests || failed=1
+scripts_passed=0 scripts_failed=0
+script() { # what is not a cargo test counts as one test
+  if suite "$@"; then scripts_passed=$((scripts_passed + 1)); else scripts_failed=$((scripts_failed + 1)) failed=1; fi
+}
+export BIN=target/debug
+script "README examples" scripts/readme-test.sh
+script "crash test, short form" env DURATION=20 KILLS=2 USERS=40 ROOMS=10 RATE=100 scripts/crash-test.sh
 
 # One line per suite: its name and libtest's own clock.
 summary=$(awk '
@@ -40,5 +47,5 @@ read -r tests_passed tests_failed tests_ignored <<<"$counts"
 
 echo "── suites"
 sed '$d' <<<"$summary"
-echo "tests: $tests_passed passed, $tests_failed failed, $tests_ignored ignored, $((SECONDS - started)) s in all"
+echo "tests: $((tests_passed + scripts_passed)) passed, $((tests_failed + scripts_failed)) failed, $tests_ignored ignored, $((SECONDS - started)) s in all"
 exit $failed
