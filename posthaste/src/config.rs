@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use edge::config::TrustedIssuer;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,9 @@ const PREFIX: &str = "POSTHASTE_";
 
 /// Most partitions: each costs a transactional producer and its tasks at all times, in one process for nothing.
 const PARTITIONS_MAX: u32 = 256;
+
+/// `aud` of other issuers' tokens for us (protocol.md).
+const AUDIENCE: &str = "posthaste";
 
 /// What can be said on the command line. What is absent leaves the word to the environment, the file, the defaults.
 #[derive(Args, Serialize, Clone, Debug, Default)]
@@ -68,7 +72,7 @@ fn as_false<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::E
 }
 
 /// Everything that can be set.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Directory of all data.
@@ -92,6 +96,16 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Other issuers whose tokens are taken: name to JWKS file.
     pub issuers: BTreeMap<String, PathBuf>,
+    /// The store's own.
+    pub store: store::sqlite::Config,
+    /// Ingest's own.
+    pub ingest: ingest::Config,
+    /// The archiver's own.
+    pub archiver: archiver::Config,
+    /// Fanout's own.
+    pub fanout: fanout::Config,
+    /// The edge's own.
+    pub edge: edge::Config,
 }
 
 /// How lines of the log look.
@@ -119,6 +133,11 @@ impl Default for Settings {
             log: "info".to_owned(),
             log_format: LogFormat::Auto,
             issuers: BTreeMap::new(),
+            store: store::sqlite::Config::default(),
+            ingest: ingest::Config::default(),
+            archiver: archiver::Config::default(),
+            fanout: fanout::Config::default(),
+            edge: edge::Config::default(),
         }
     }
 }
@@ -153,7 +172,27 @@ impl Settings {
         if let Err(error) = EnvFilter::try_new(&self.log) {
             return Err(Error(format!("log = {:?}: {error}", self.log)));
         }
-        Ok(())
+        self.store.validate().map_err(|error| Error(format!("store: {error}")))?;
+        self.ingest.validate().map_err(|error| Error(format!("ingest: {error}")))?;
+        self.archiver.validate().map_err(|error| Error(format!("archiver: {error}")))?;
+        self.fanout.validate().map_err(|error| Error(format!("fanout: {error}")))?;
+        self.edge.validate().map_err(|error| Error(format!("edge: {error}")))
+    }
+
+    /// The edge's settings with what others of ours mean for it: the keys of other issuers, read from their files, and
+    /// no limits where there are to be none.
+    pub fn edge(&self) -> Result<edge::Config, Error> {
+        let mut edge = self.edge.clone();
+        if !self.rate_limits {
+            edge.limits = None;
+        }
+        for (name, file) in &self.issuers {
+            let jwks = std::fs::read_to_string(file)
+                .map_err(|error| Error(format!("issuer {name}: can't read {}: {error}", file.display())))?;
+            edge.issuers.push(TrustedIssuer { name: name.clone(), jwks, audience: AUDIENCE.to_owned() });
+        }
+        edge.validate().map_err(|error| Error(format!("edge: {error}")))?;
+        Ok(edge)
     }
 }
 

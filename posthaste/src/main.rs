@@ -38,6 +38,11 @@ enum Command {
     },
 }
 
+fn refuse(error: &config::Error) -> ExitCode {
+    eprintln!("posthaste: {error}");
+    ExitCode::from(EXIT_USAGE)
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let (flags, print) = match &cli.command {
@@ -45,22 +50,22 @@ fn main() -> ExitCode {
         Command::Config { flags, print } => (flags, *print),
     };
     let settings = match config::load(flags) {
-        Ok(settings) => settings,
-        Err(error) => {
-            eprintln!("posthaste: {error}");
-            return ExitCode::from(EXIT_USAGE);
+        Ok(settings) if print => {
+            print!("{}", config::print(&settings));
+            return ExitCode::SUCCESS;
         }
+        Ok(settings) => settings,
+        Err(error) => return refuse(&error),
     };
-    if print {
-        print!("{}", config::print(&settings));
-        return ExitCode::SUCCESS;
-    }
+    let edge = match settings.edge() {
+        Ok(edge) => edge,
+        Err(error) => return refuse(&error),
+    };
     telemetry::start(&settings);
-    match wiring::serve(settings) {
+    match wiring::serve(settings, edge) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            eprintln!("posthaste: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -2,7 +2,7 @@
 """A WebSocket client for people with nothing but Python: sends each line of standard input as a text frame and prints
 each frame that comes. Not for programs: no TLS, no fragments, answers no ping of the WebSocket layer.
 
-Usage: socket.py http://HOST:PORT/PATH [--for SECONDS]
+Usage: ws.py http://HOST:PORT/PATH [--for SECONDS]
 """
 
 import base64
