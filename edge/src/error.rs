@@ -279,6 +279,10 @@ impl From<AuthError> for Error {
 
 impl From<&Rejected> for Error {
     fn from(rejected: &Rejected) -> Self {
+        if rejected.code == RejectCode::NotFound {
+            // In the words of every other "not found": which step found nothing would tell what exists.
+            return Self::not_found();
+        }
         let retry_after = rejected.retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
         let error = Self::new(Code::of(rejected.code), rejected.detail.clone());
         Self { retry_after: retry_after.or(error.retry_after), ..error }

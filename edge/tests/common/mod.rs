@@ -1,0 +1,259 @@
+//! A whole installation in memory behind one edge's router; time stands still but for timers.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use edge::auth::password::{PasswordHasher, Verdict};
+use edge::hub::Hub;
+use edge::metrics::HubMetrics;
+use edge::{App, Config, Deps};
+use prometheus::Registry;
+use schemas::link::Unavailable;
+use schemas::{Clock, EdgeId, Entropy, Timestamp};
+use serde_json::{Value, json};
+use store::Store;
+use store::memory::MemoryStore;
+use stream::Log;
+use stream::memory::MemoryLog;
+use tokio::sync::watch;
+use tower::ServiceExt as _;
+
+pub const PARTITIONS: u32 = 4;
+
+/// Tokio's time, which tests pause.
+pub struct TestClock(tokio::time::Instant);
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_763_715_600_000).after(self.0.elapsed())
+    }
+    fn micros(&self) -> i64 {
+        self.now().0 * 1_000
+    }
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Different bytes at each call.
+#[derive(Default)]
+pub struct TestEntropy(AtomicU64);
+
+impl Entropy for TestEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let count = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+            let mixed = (count.wrapping_mul(0x9e37_79b9_7f4a_7c15)).rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            chunk.copy_from_slice(&mixed.to_be_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+/// No hash at all: Argon2 has its own tests, and threads would end the standstill of time.
+pub struct PlainHasher;
+
+#[async_trait]
+impl PasswordHasher for PlainHasher {
+    async fn hash(&self, password: String, _: [u8; 16]) -> Result<String, Unavailable> {
+        Ok(password)
+    }
+    async fn verify(&self, password: String, phc: Option<String>) -> Result<Verdict, Unavailable> {
+        Ok(if phc == Some(password) { Verdict::Right } else { Verdict::Wrong })
+    }
+    fn depth(&self) -> usize {
+        0
+    }
+}
+
+pub struct World {
+    pub app: Arc<App>,
+    pub router: axum::Router,
+    pub store: Arc<MemoryStore>,
+    pub clock: Arc<TestClock>,
+    entropy: Arc<TestEntropy>,
+    _shutdown: watch::Sender<bool>,
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: axum::http::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn is(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        self.body
+    }
+
+    #[track_caller]
+    pub fn fails(self, status: u16, code: &str) -> Value {
+        assert_eq!((self.status.as_u16(), self.body["code"].as_str()), (status, Some(code)), "{}", self.body);
+        assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json");
+        assert_eq!(self.headers["x-request-id"].to_str().ok(), self.body["request_id"].as_str());
+        for field in ["type", "title", "detail"] {
+            assert!(self.body[field].is_string(), "{field}: {}", self.body);
+        }
+        assert_eq!(self.headers.contains_key(header::RETRY_AFTER), status == 429 || status == 503);
+        self.body
+    }
+}
+
+/// Someone who has signed up.
+#[derive(Clone)]
+pub struct Person {
+    pub id: String,
+    pub token: String,
+    pub refresh: String,
+    pub device: String,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    pub async fn with(config: Config) -> Self {
+        let world = Self::unattended(config).await;
+        let app = world.app.clone();
+        tokio::spawn(async move { app.run().await });
+        world
+    }
+
+    /// An edge that reads no revocations after its start.
+    pub async fn cut_off() -> Self {
+        Self::unattended(Config::default()).await
+    }
+
+    async fn unattended(config: Config) -> Self {
+        let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
+        log.create(PARTITIONS).await.unwrap();
+        let store = Arc::new(MemoryStore::new());
+        let clock = Arc::new(TestClock(tokio::time::Instant::now()));
+        let entropy = Arc::new(TestEntropy::default());
+        let registry = Registry::new();
+        let (shutdown, stop) = watch::channel(false);
+
+        let ports = (log.clone(), store.clone() as Arc<dyn Store>, clock.clone() as Arc<dyn Clock>);
+        let (log, shared, time) = ports;
+        let deps =
+            ingest::Deps { log: log.clone(), store: shared.clone(), clock: time.clone(), entropy: entropy.clone() };
+        let metrics = ingest::Metrics::new(&registry).unwrap();
+        tokio::spawn(ingest::run(deps, ingest::Config::default(), metrics, stop.clone()));
+        let deps = archiver::Deps { log: log.clone(), store: shared.clone(), clock: time.clone() };
+        let metrics = archiver::Metrics::new(&registry).unwrap();
+        let (history, archive) = archiver::new(deps, archiver::Config::default(), metrics);
+        tokio::spawn(archive.run(stop.clone()));
+        let deps = fanout::Deps { log: log.clone(), clock: time.clone() };
+        let (fanout, worker) = fanout::new(deps, fanout::Config::default(), fanout::Metrics::new(&registry).unwrap());
+        tokio::spawn(worker.run(stop.clone()));
+
+        let edge = EdgeId(uuid::Uuid::from_u128(77));
+        let deps = Deps { edge, log, store: shared, fanout, history, clock: time, entropy: entropy.clone() };
+        let hub = Hub::new(deps.clone(), HubMetrics::new(&registry).unwrap());
+        tokio::time::timeout(Duration::from_secs(10), hub.attach()).await.unwrap().unwrap();
+        tokio::spawn(hub.clone().run(stop));
+        let metrics = edge::Metrics::new(&registry).unwrap();
+        let app = App::new(deps, hub, config, Arc::new(PlainHasher), metrics).await.unwrap();
+        let router = edge::routes::router(app.clone());
+        Self { app, router, store, clock, entropy, _shutdown: shutdown }
+    }
+
+    /// A fresh UUIDv7.
+    pub fn v7(&self) -> String {
+        let mut random = [0; 10];
+        self.entropy.fill(&mut random);
+        schemas::ids::uuid_v7(self.clock.now().0, random).to_string()
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let (parts, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
+        let bytes = axum::body::to_bytes(body, 16 << 20).await.unwrap();
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    pub async fn call(&self, token: &str, method: &str, path: &str, body: Value) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        if !token.is_empty() {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        self.send(request.body(body).unwrap()).await
+    }
+
+    pub async fn keyed(&self, who: &Person, method: &str, path: &str, key: &str, body: Value) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::AUTHORIZATION, format!("Bearer {}", who.token))
+            .header("Idempotency-Key", key);
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        self.send(request.body(body).unwrap()).await
+    }
+
+    pub async fn get(&self, who: &Person, path: &str) -> Answer {
+        self.call(&who.token, "GET", path, Value::Null).await
+    }
+
+    pub async fn post(&self, who: &Person, path: &str, body: Value) -> Answer {
+        self.call(&who.token, "POST", path, body).await
+    }
+
+    pub async fn put(&self, who: &Person, path: &str, body: Value) -> Answer {
+        self.call(&who.token, "PUT", path, body).await
+    }
+
+    pub async fn patch(&self, who: &Person, path: &str, body: Value) -> Answer {
+        self.call(&who.token, "PATCH", path, body).await
+    }
+
+    pub async fn delete(&self, who: &Person, path: &str) -> Answer {
+        self.call(&who.token, "DELETE", path, Value::Null).await
+    }
+
+    pub async fn person(&self, name: &str) -> Person {
+        let body = json!({"username": name, "password": format!("password of {name}")});
+        person(&self.call("", "POST", "/v1/auth/sign-up", body).await.is(201))
+    }
+
+    /// A room of its creator and these members; its id.
+    pub async fn room(&self, creator: &Person, members: &[&Person], settings: Value) -> String {
+        let mut body = json!({"name": "A room", "members": members.iter().map(|m| &m.id).collect::<Vec<_>>()});
+        for (name, value) in settings.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
+        self.post(creator, "/v1/rooms", body).await.is(201)["id"].as_str().unwrap().to_owned()
+    }
+
+    /// A message; its event.
+    pub async fn say(&self, who: &Person, room: &str, text: &str) -> Value {
+        self.post(who, &format!("/v1/rooms/{room}/messages"), self.message(text)).await.is(201)
+    }
+
+    pub fn message(&self, text: &str) -> Value {
+        json!({"client_msg_id": self.v7(), "content": {"type": "text/plain", "body": text}})
+    }
+}
+
+pub fn person(tokens: &Value) -> Person {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    Person {
+        id: text(&tokens["user"]["id"]),
+        token: text(&tokens["access_token"]),
+        refresh: text(&tokens["refresh_token"]),
+        device: text(&tokens["device"]),
+    }
+}
+
+pub fn ids(page: &Value) -> Vec<String> {
+    page["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
+}
