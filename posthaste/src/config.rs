@@ -66,7 +66,6 @@ fn as_map<S: serde::Serializer>(pairs: &[(String, PathBuf)], serializer: S) -> R
     serializer.collect_map(pairs.iter().map(|(name, file)| (name, file)))
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
 fn as_false<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_bool(false)
 }

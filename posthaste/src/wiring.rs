@@ -77,8 +77,12 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     let listener = bind(settings.listen).await?;
     let admin_listener = bind(settings.admin_listen).await?;
     let (url, admin_url) = (url_of(&listener)?, url_of(&admin_listener)?);
-    let log = EmbeddedLog::open(&settings.data, stream::embedded::Config::default(), stream::embedded::Metrics::new(&registry)?)
-        .context("can't open the log")?;
+    let log = EmbeddedLog::open(
+        &settings.data,
+        stream::embedded::Config::default(),
+        stream::embedded::Metrics::new(&registry)?,
+    )
+    .context("can't open the log")?;
     log.create(settings.partitions).await.context("can't use the log")?;
     let store = SqliteStore::open(&settings.data, &settings.store, &registry).context("can't open the store")?;
     let (log, store): (Arc<dyn Log>, Arc<dyn Store>) = (Arc::new(log), Arc::new(store));
@@ -95,7 +99,8 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
         settings.fanout.clone(),
         fanout::Metrics::new(&registry)?,
     );
-    let ingest = ingest::Deps { log: log.clone(), store: store.clone(), clock: clock.clone(), entropy: entropy.clone() };
+    let ingest =
+        ingest::Deps { log: log.clone(), store: store.clone(), clock: clock.clone(), entropy: entropy.clone() };
     let (ingest_config, ingest_metrics) = (settings.ingest.clone(), ingest::Metrics::new(&registry)?);
     let deps = edge::Deps {
         edge: EdgeId(new_id(&*clock, &*entropy)),
@@ -156,7 +161,12 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
         }
     };
     if signal.is_none() {
-        roles.start("edge", |stop| async move { { edge::server::serve(app, listener, stop).await; Ok(()) } });
+        roles.start("edge", |stop| async move {
+            {
+                edge::server::serve(app, listener, stop).await;
+                Ok(())
+            }
+        });
         ready.set(true);
         println!("posthaste is ready: {url} (API at {url}/docs), health and metrics at {admin_url}");
         signal = tokio::select! {
@@ -195,7 +205,12 @@ fn new_id(clock: &dyn Clock, entropy: &dyn Entropy) -> uuid::Uuid {
 
 /// Returns once each partition has a fanout that has caught up, and the archiver knows everything that is in the log.
 /// The edge must be attached.
-async fn catch_up(log: &dyn Log, fanout: &dyn FanoutPort, history: &dyn HistoryPort, edge: EdgeId) -> anyhow::Result<()> {
+async fn catch_up(
+    log: &dyn Log,
+    fanout: &dyn FanoutPort,
+    history: &dyn HistoryPort,
+    edge: EdgeId,
+) -> anyhow::Result<()> {
     for partition in (0..log.partitions()).map(Partition) {
         for (lane, topic) in [(Lane::Rooms, Topic::Events), (Lane::Users, Topic::UserEvents)] {
             while fanout.register(edge, lane, partition, &[]).await.is_err() {
@@ -246,7 +261,11 @@ impl Roles {
     async fn stop(self) -> anyhow::Result<()> {
         for role in self.0.into_iter().rev() {
             role.stop.send_replace(true);
-            role.task.await.map_err(anyhow::Error::new).flatten().with_context(|| format!("{} has failed", role.name))?;
+            role.task
+                .await
+                .map_err(anyhow::Error::new)
+                .flatten()
+                .with_context(|| format!("{} has failed", role.name))?;
             tracing::debug!(role = role.name, "stopped");
         }
         Ok(())

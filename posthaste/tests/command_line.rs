@@ -1,5 +1,7 @@
 //! The command line as an operator meets it: settings, their order, and what is refused with which exit status.
 
+#![expect(clippy::unwrap_used, reason = "what a test can not do without ends it")]
+
 use std::process::{Command, Output};
 
 fn posthaste(arguments: &[&str], variables: &[(&str, &str)]) -> Output {

@@ -1,5 +1,7 @@
 //! The server as a supervisor meets it: when it is ready, how it stops, what it refuses.
 
+#![expect(clippy::unwrap_used, reason = "what a test can not do without ends it")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;

@@ -45,7 +45,6 @@ impl Process {
             self.max_fds.set(i64::try_from(limit).unwrap_or(i64::MAX));
         }
         let time = clock_gettime(ClockId::ProcessCPUTime);
-        #[expect(clippy::cast_precision_loss, reason = "seconds of processor time stay far below 2^53")]
         let seconds = time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
         // Two scrapes at once may read in either order; a counter never goes back.
         self.cpu.inc_by((seconds - self.cpu.get()).max(0.0));
