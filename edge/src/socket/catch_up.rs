@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use schemas::limits::{PAGE_MAX, RECEIPT_MEMBERS_MAX, STREAM_MAX_MISSED};
-use schemas::link::{Page, PageFrom, PageQuery, RoomOfUser, Unavailable};
+use schemas::link::{Lane, Page, PageFrom, PageQuery, RoomOfUser, Unavailable};
 use schemas::room::Member;
 use schemas::{Event, Offset, RoomId, Seq};
 
@@ -54,6 +54,11 @@ async fn start_all(
         let room = entry.info.id;
         let visible_head = entry.member.visible_head(entry.info.head_seq);
         let start = start_of(&entry, resume.get(&room).copied());
+        if entry.info.deleted {
+            socket.start(room, start, visible_head);
+            put_deletion(hub, socket, room, start).await?;
+            continue;
+        }
         if !entry.member.is_in() && start >= visible_head {
             continue;
         }
@@ -95,11 +100,33 @@ pub async fn read(hub: &Hub, socket: &Arc<Socket>, rooms: Vec<RoomId>) -> Result
             match hub.history().page(query).await? {
                 Some(page) => put(hub, socket, room, cursor, &page),
                 None => {
-                    // Deleted while the socket was behind, or never this person's: nothing more can be read.
+                    put_deletion(hub, socket, room, cursor).await?;
                     hub.unsubscribe(socket, room);
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Tells a socket that was behind that its room is gone: what it missed is not to be read any more, then the deletion
+/// itself (protocol.md).
+async fn put_deletion(hub: &Hub, socket: &Arc<Socket>, room: RoomId, cursor: Seq) -> Result<(), Unavailable> {
+    hub.history().settle(Lane::Rooms, hub.partition(room.as_bytes()), hub.position_of(room)).await?;
+    let store = &hub.deps().store;
+    let unavailable = |error: store::Error| {
+        tracing::warn!(%error, %room, "a deleted room could not be read");
+        Unavailable
+    };
+    let info = store.rooms(&[room]).await.map_err(unavailable)?.into_iter().find(|info| info.deleted);
+    let standing = store.standings(socket.user, &[room]).await.map_err(unavailable)?;
+    let (Some(info), true) = (info, standing.iter().any(|(_, member)| member.is_in())) else { return Ok(()) };
+    let head = info.head_seq;
+    for event in store.events(room, cursor.max(head.prev()), head.next(), 1, true).await.map_err(unavailable)? {
+        if cursor.next() < head {
+            socket.put_gap(room, cursor.next(), head.prev(), false);
+        }
+        socket.put_event(&Arc::new(event), true);
     }
     Ok(())
 }
