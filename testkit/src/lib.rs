@@ -1,1 +1,6 @@
-//! Whole clusters in a test, manual clock, faulty ports.
+//! Whole clusters in a test, clocks and randomness for them, a client that speaks the public protocol. For tests only;
+//! nothing of it is in what we ship.
+
+pub mod client;
+pub mod clock;
+pub mod cluster;

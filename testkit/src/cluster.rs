@@ -1,0 +1,244 @@
+//! All roles in one process, as the binary wires them, for a test: on the engines in memory or on the embedded ones,
+//! served on a port of the system's choice, stopped and started again on the same engines.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use edge::auth::password::Argon2Pool;
+use edge::config::PasswordConfig;
+use edge::hub::Hub;
+use edge::metrics::HubMetrics;
+use prometheus::Registry;
+use schemas::link::{EdgePort, FanoutPort, HistoryPort};
+use schemas::{Clock, EdgeId, Entropy, Partition};
+use store::Store;
+use stream::Log;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::client::{Api, Person};
+use crate::clock::{Seeded, TestClock};
+
+/// More than one, so that what must not depend on the partition is seen to.
+const PARTITIONS: u32 = 3;
+
+/// Numbers the edges of this process.
+static EDGES: AtomicU64 = AtomicU64::new(1);
+
+/// What a test may put between the roles: each takes a port and gives one in its place.
+pub struct Between {
+    /// Between the roles and the log.
+    pub log: fn(Arc<dyn Log>) -> Arc<dyn Log>,
+    /// Between the edge and fanout.
+    pub fanout: fn(Arc<dyn FanoutPort>) -> Arc<dyn FanoutPort>,
+    /// Between the edge and the archiver.
+    pub history: fn(Arc<dyn HistoryPort>) -> Arc<dyn HistoryPort>,
+}
+
+impl Default for Between {
+    fn default() -> Self {
+        Self { log: |log| log, fanout: |fanout| fanout, history: |history| history }
+    }
+}
+
+/// Engines that outlive the roles on them.
+enum Engines {
+    Memory(Arc<dyn Log>, Arc<dyn Store>),
+    Embedded(TempDir),
+}
+
+/// All roles in one process.
+pub struct Cluster {
+    engines: Engines,
+    config: edge::config::Config,
+    between: Between,
+    running: Option<Running>,
+    address: SocketAddr,
+}
+
+struct Running {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<Result<()>>>,
+    hub: Arc<Hub>,
+}
+
+impl Cluster {
+    /// On the engines in memory.
+    pub async fn start() -> Result<Self> {
+        let engines = Engines::Memory(Arc::new(stream::memory::MemoryLog::new()), Arc::new(store::memory::MemoryStore::new()));
+        Self::start_with(engines, test_config(), Between::default(), None).await
+    }
+
+    /// On the embedded engines in a directory of its own.
+    pub async fn start_embedded() -> Result<Self> {
+        let engines = Engines::Embedded(tempfile::tempdir()?);
+        Self::start_with(engines, test_config(), Between::default(), None).await
+    }
+
+    /// On the embedded engines, with something between the roles, on this address.
+    pub async fn start_between(config: edge::config::Config, between: Between, address: SocketAddr) -> Result<Self> {
+        let engines = Engines::Embedded(tempfile::tempdir()?);
+        Self::start_with(engines, config, between, Some(address)).await
+    }
+
+    async fn start_with(
+        engines: Engines,
+        config: edge::config::Config,
+        between: Between,
+        address: Option<SocketAddr>,
+    ) -> Result<Self> {
+        let address = address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut cluster = Self { engines, config, between, running: None, address };
+        cluster.run().await?;
+        Ok(cluster)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Calls as nobody.
+    pub fn api(&self) -> Api {
+        Api::new(self.address)
+    }
+
+    /// The same person after a restart, which may have changed the port.
+    pub fn again(&self, person: &Person) -> Person {
+        let mut person = person.clone();
+        person.api.address = self.address;
+        person
+    }
+
+    /// The hub of its edge.
+    pub fn hub(&self) -> Option<&Arc<Hub>> {
+        self.running.as_ref().map(|running| &running.hub)
+    }
+
+    /// Cuts the roles off in the middle of whatever they do, and starts new ones on the same engines.
+    pub async fn restart(&mut self) -> Result<()> {
+        if let Some(running) = self.running.take() {
+            for task in &running.tasks {
+                task.abort();
+            }
+            for task in running.tasks {
+                // An aborted task tells so; whatever else it may say does not matter any more.
+                drop(task.await);
+            }
+        }
+        self.address.set_port(0);
+        self.run().await
+    }
+
+    /// Stops in order, and says what went wrong.
+    pub async fn stop(mut self) -> Result<()> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        running.hub.close_all(schemas::frame::close::RESTART, None);
+        running.stop.send_replace(true);
+        for task in running.tasks {
+            task.await??;
+        }
+        Ok(())
+    }
+
+    async fn run(&mut self) -> Result<()> {
+        let registry = Registry::new();
+        let (log, store): (Arc<dyn Log>, Arc<dyn Store>) = match &self.engines {
+            Engines::Memory(log, store) => (Arc::clone(log), Arc::clone(store)),
+            Engines::Embedded(dir) => {
+                let metrics = stream::embedded::Metrics::new(&registry)?;
+                let log = stream::embedded::EmbeddedLog::open(dir.path(), stream::embedded::Config::default(), metrics)?;
+                let store = store::sqlite::SqliteStore::open(dir.path(), &store::sqlite::Config::default(), &registry)?;
+                (Arc::new(log), Arc::new(store))
+            }
+        };
+        log.create(PARTITIONS).await?;
+        let log = (self.between.log)(log);
+        let clock: Arc<dyn Clock> = Arc::new(TestClock::new());
+        let number = EDGES.fetch_add(1, Ordering::Relaxed);
+        let entropy: Arc<dyn Entropy> = Arc::new(Seeded::new(u64::from(std::process::id()) << 32 | number));
+        let (history, archiver) = archiver::new(
+            archiver::Deps { log: log.clone(), store: store.clone(), clock: clock.clone() },
+            archiver::Config::default(),
+            archiver::Metrics::new(&registry)?,
+        );
+        let (fanout, fanout_worker) = fanout::new(
+            fanout::Deps { log: log.clone(), clock: clock.clone() },
+            fanout::Config::default(),
+            fanout::Metrics::new(&registry)?,
+        );
+        let ingest_deps =
+            ingest::Deps { log: log.clone(), store: store.clone(), clock: clock.clone(), entropy: entropy.clone() };
+        let deps = edge::Deps {
+            edge: EdgeId(Uuid::from_u128(u128::from(number))),
+            log,
+            store,
+            fanout: (self.between.fanout)(fanout),
+            history: (self.between.history)(history),
+            clock,
+            entropy,
+        };
+        let hub = Hub::new(deps.clone(), HubMetrics::new(&registry)?);
+        let passwords = Arc::new(Argon2Pool::start(&self.config.password)?);
+        let metrics = edge::metrics::Metrics::new(&registry)?;
+        let app = edge::App::new(deps, hub.clone(), self.config.clone(), passwords, metrics).await?;
+        let listener = TcpListener::bind(self.address).await.context("bind")?;
+        self.address = listener.local_addr()?;
+
+        let (stop, stopped) = watch::channel(false);
+        let ingest_metrics = ingest::Metrics::new(&registry)?;
+        let spawn = |work: futures_util::future::BoxFuture<'static, Result<()>>| tokio::spawn(work);
+        let (its_hub, its_app) = (hub.clone(), app.clone());
+        let mut until = stopped.clone();
+        let signals: Vec<watch::Receiver<bool>> = (0..5).map(|_| stopped.clone()).collect();
+        let [s0, s1, s2, s3, s4]: [watch::Receiver<bool>; 5] =
+            signals.try_into().map_err(|_| anyhow::anyhow!("five receivers"))?;
+        let tasks = vec![
+            spawn(Box::pin(async move { Ok(archiver.run(s0).await?) })),
+            spawn(Box::pin(async move { Ok(fanout_worker.run(s1).await?) })),
+            spawn(Box::pin(async move {
+                Ok(ingest::run(ingest_deps, ingest::Config::default(), ingest_metrics, s2).await?)
+            })),
+            spawn(Box::pin(async move {
+                its_hub.run(s3).await;
+                Ok(())
+            })),
+            spawn(Box::pin(async move {
+                edge::server::serve(app, listener, s4).await;
+                Ok(())
+            })),
+            spawn(Box::pin(async move {
+                tokio::select! {
+                    () = its_app.run() => {}
+                    _ = until.wait_for(|stop| *stop) => {}
+                }
+                Ok(())
+            })),
+        ];
+        hub.attach().await?;
+        for partition in (0..PARTITIONS).map(Partition) {
+            for lane in [schemas::link::Lane::Rooms, schemas::link::Lane::Users] {
+                let registered = || hub.deps().fanout.register(hub.id(), lane, partition, &[]);
+                while registered().await.is_err() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        self.running = Some(Running { stop, tasks, hub });
+        Ok(())
+    }
+}
+
+/// As shipped, but with cheap password hashes and no rate limits: tests of these bring their own.
+fn test_config() -> edge::config::Config {
+    edge::config::Config {
+        limits: None,
+        password: PasswordConfig { memory_kib: 64, passes: 1, ..PasswordConfig::default() },
+        ..edge::config::Config::default()
+    }
+}
