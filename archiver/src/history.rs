@@ -96,7 +96,7 @@ impl Seen {
     fn answer(self) -> Option<(Arc<RoomInfo>, Member, Watermarks)> {
         let info = self.known.info.flatten()?;
         let member = visible::at(self.known.member.flatten()?, info.head_seq)?;
-        (!info.deleted).then_some((info, member, self.known.marks))
+        Some((info, member, self.known.marks))
     }
 }
 
@@ -421,7 +421,8 @@ impl History {
     }
 
     async fn page_of(&self, query: PageQuery) -> Result<Option<Page>, Unavailable> {
-        let Some((info, member)) = self.look(query.user, query.room, query.min_offset).await? else {
+        let seen = self.look(query.user, query.room, query.min_offset).await?;
+        let Some((info, member)) = seen.filter(|(info, _)| !info.deleted) else {
             return Ok(None);
         };
         let head_seq = info.head_seq;

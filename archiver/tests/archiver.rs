@@ -129,14 +129,15 @@ async fn a_removed_member_sees_up_to_the_removal_and_after_a_return_what_follows
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_room_is_gone_from_pages_and_lists() {
+async fn a_deleted_room_has_no_pages_and_says_that_it_is_deleted() {
     let mut world = world().await;
     let running = world.start();
     talk(&mut world, 4).await;
     world.change(room(1), user(0), RoomPatch { deleted: true, ..RoomPatch::default() }).await;
     assert!(world.page(&running, user(0), room(1), PageFrom::Newest, 50).await.unwrap().is_none());
     let end = world.end(Topic::Events, room(1).as_bytes()).await;
-    assert!(running.history.rooms(user(0), &[(room(1), end)]).await.unwrap().is_empty());
+    let rooms = running.history.rooms(user(0), &[(room(1), end)]).await.unwrap();
+    assert!(rooms.iter().all(|of_user| of_user.info.deleted) && rooms.len() == 1, "sockets behind have to be told");
 }
 
 #[tokio::test(start_paused = true)]

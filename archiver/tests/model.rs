@@ -101,7 +101,7 @@ async fn check_list(world: &World, running: &Running, who: usize) {
         .map(room)
         .filter(|id| {
             let state = world.state(*id, world.head(*id));
-            state.is_some_and(|state| !state.info.deleted && state.members.contains_key(&user(who)))
+            state.is_some_and(|state| state.members.contains_key(&user(who)))
         })
         .collect();
     assert_eq!(rooms.iter().map(|of_user| of_user.info.id).collect::<BTreeSet<_>>(), expected);

@@ -39,12 +39,15 @@ pub struct Hub {
     metrics: HubMetrics,
     state: Mutex<State>,
     /// Commands of REST calls in flight. Bounded by the number of open connections.
-    calls: Mutex<HashMap<CommandId, Vec<oneshot::Sender<Answer>>>>,
+    calls: Mutex<HashMap<Call, Vec<oneshot::Sender<Answer>>>>,
     /// Receipts that wait to be published, merged by maximum. One entry for each room and person at most.
     receipts: Mutex<ticks::Receipts>,
     /// Something for [`Hub::run`] to mend: a missed stretch, or a new owner of a partition.
     mend: Notify,
 }
+
+/// What tells a command of a call from all others: an id is one person's in one room (I4).
+type Call = (RoomId, UserId, CommandId);
 
 #[derive(Default)]
 struct State {
@@ -134,26 +137,24 @@ impl Hub {
 
     /// Publishes a command of a REST call and waits for what becomes of it, at most until its deadline.
     pub async fn submit(&self, command: Command) -> Result<Answer, Unavailable> {
-        let (id, room) = (command.id, command.room);
+        let call = (command.room, command.user, command.id);
         let patience = command.deadline.since(self.deps.clock.now()) + Duration::from_millis(200);
         let (answer, waiting) = oneshot::channel();
-        self.calls.lock().entry(id).or_default().push(answer);
+        self.calls.lock().entry(call).or_default().push(answer);
         let result = match self.publish(&command).await {
             Ok(()) => tokio::time::timeout(patience, waiting).await.map_err(|_| Unavailable),
             Err(unavailable) => Err(unavailable),
         };
-        self.forget_dead_calls(id);
-        let answer = result?.map_err(|_| Unavailable)?;
-        tracing::debug!(command = %id, %room, "a command has its outcome");
-        Ok(answer)
+        self.forget_dead(call);
+        result?.map_err(|_| Unavailable)
     }
 
-    fn forget_dead_calls(&self, id: CommandId) {
+    fn forget_dead(&self, call: Call) {
         let mut calls = self.calls.lock();
-        if let Some(waiting) = calls.get_mut(&id) {
+        if let Some(waiting) = calls.get_mut(&call) {
             waiting.retain(|answer| !answer.is_closed());
             if waiting.is_empty() {
-                calls.remove(&id);
+                calls.remove(&call);
             }
         }
     }

@@ -169,9 +169,10 @@ pub struct RoomOfUser {
 /// The archiver, as an edge sees it.
 #[async_trait]
 pub trait HistoryPort: Send + Sync {
-    /// One page. `Ok(None)`: no such room, or the person was never in it.
+    /// One page. `Ok(None)`: no such room, a deleted one, or the person was never in it.
     async fn page(&self, query: PageQuery) -> Result<Option<Page>, Unavailable>;
-    /// Rooms by id as they are at or after each `min_offset`; absent where there is none or the person was never in.
+    /// Rooms by id as they are at or after each `min_offset`; absent where there is none or the person was never in. A
+    /// deleted one says so.
     /// One call whatever the number of rooms.
     async fn rooms(&self, user: UserId, rooms: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable>;
     /// Ids of the rooms in the person's list (in it now) once everything of their partition of `user-events` before

@@ -38,6 +38,9 @@ pub trait Rooms: Send + Sync + 'static {
     ) -> Result<Vec<(UserId, Member)>, Error>;
     /// Ids of the rooms that a person is in.
     async fn rooms_of(&self, user: UserId) -> Result<Vec<RoomId>, Error>;
+    /// Ids of rooms that a person has left or was removed from by an event above their delivered watermark: they have
+    /// still to be told. At most `limit`.
+    async fn left_unseen(&self, user: UserId, limit: usize) -> Result<Vec<RoomId>, Error>;
     /// Public rooms that exist, whose name or handle contains `text` (any case), sorted, `skip` left out.
     async fn directory(
         &self,

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use edge::auth::password::Argon2Pool;
@@ -26,6 +27,10 @@ use crate::clock::{Seeded, TestClock};
 
 /// More than one, so that what must not depend on the partition is seen to.
 const PARTITIONS: u32 = 3;
+
+/// How long a restart waits for the engines to be free, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(10);
 
 /// Numbers the edges of this process.
 static EDGES: AtomicU64 = AtomicU64::new(1);
@@ -70,7 +75,8 @@ struct Running {
 impl Cluster {
     /// On the engines in memory.
     pub async fn start() -> Result<Self> {
-        let engines = Engines::Memory(Arc::new(stream::memory::MemoryLog::new()), Arc::new(store::memory::MemoryStore::new()));
+        let engines =
+            Engines::Memory(Arc::new(stream::memory::MemoryLog::new()), Arc::new(store::memory::MemoryStore::new()));
         Self::start_with(engines, test_config(), Between::default(), None).await
     }
 
@@ -123,6 +129,7 @@ impl Cluster {
     /// Cuts the roles off in the middle of whatever they do, and starts new ones on the same engines.
     pub async fn restart(&mut self) -> Result<()> {
         if let Some(running) = self.running.take() {
+            running.hub.close_all(schemas::frame::close::RESTART, None);
             for task in &running.tasks {
                 task.abort();
             }
@@ -132,7 +139,17 @@ impl Cluster {
             }
         }
         self.address.set_port(0);
-        self.run().await
+        // Sockets have tasks of their own, which hold the engines until they see that their clients have gone.
+        let patience = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.run().await {
+                Err(error) if tokio::time::Instant::now() < patience => {
+                    tracing::debug!(%error, "not yet");
+                    tokio::time::sleep(POLL).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Stops in order, and says what went wrong.
@@ -152,7 +169,8 @@ impl Cluster {
             Engines::Memory(log, store) => (Arc::clone(log), Arc::clone(store)),
             Engines::Embedded(dir) => {
                 let metrics = stream::embedded::Metrics::new(&registry)?;
-                let log = stream::embedded::EmbeddedLog::open(dir.path(), stream::embedded::Config::default(), metrics)?;
+                let config = stream::embedded::Config::default();
+                let log = stream::embedded::EmbeddedLog::open(dir.path(), config, metrics)?;
                 let store = store::sqlite::SqliteStore::open(dir.path(), &store::sqlite::Config::default(), &registry)?;
                 (Arc::new(log), Arc::new(store))
             }

@@ -13,7 +13,7 @@ use schemas::signal::{Signal, SignalKind};
 use schemas::user_event::{RoomEntry, UserEvent};
 use schemas::{Event, EventKind, RoomId, Seq, SessionId, Topic, UserId};
 
-use super::{Answer, Heard, Hub, Room, State};
+use super::{Answer, Call, Heard, Hub, Room, State};
 use crate::socket::outbox::{Shared, Socket};
 use crate::socket::wire;
 
@@ -55,7 +55,8 @@ impl Hub {
             Item::Event(event) => {
                 let asker = event.reply_to.filter(|to| to.edge == self.deps.edge).map(|to| to.session);
                 if asker == Some(SessionId::NIL) {
-                    self.answer(&event.command, || Answer::Event(Arc::clone(&event)), event.received_us);
+                    let call = (event.room, event.by, event.command);
+                    self.answer(call, || Answer::Event(Arc::clone(&event)), event.received_us);
                 }
                 let asker = asker.and_then(|session| state.sessions.get(&session)).cloned();
                 let sockets = match state.rooms.get_mut(&event.room) {
@@ -69,7 +70,8 @@ impl Hub {
             }
             Item::Outcome(outcome) => {
                 if outcome.reply_to.session == SessionId::NIL {
-                    self.answer(&outcome.command, || Answer::Outcome(Arc::clone(&outcome)), outcome.received_us);
+                    let call = (outcome.room, outcome.user, outcome.command);
+                    self.answer(call, || Answer::Outcome(Arc::clone(&outcome)), outcome.received_us);
                 } else if let Some(socket) = state.sessions.get(&outcome.reply_to.session) {
                     due.push(Due::Outcome(outcome, Arc::clone(socket)));
                 }
@@ -85,8 +87,8 @@ impl Hub {
     }
 
     /// Answers REST calls that wait for this command.
-    fn answer(&self, command: &schemas::CommandId, answer: impl Fn() -> Answer, received_us: i64) {
-        let waiting = self.calls.lock().remove(command);
+    fn answer(&self, call: Call, answer: impl Fn() -> Answer, received_us: i64) {
+        let waiting = self.calls.lock().remove(&call);
         for call in waiting.into_iter().flatten() {
             // A caller that has gone needs no answer.
             drop(call.send(answer()));

@@ -1,7 +1,7 @@
 //! One socket's life: hello, welcome, what was missed, `live`, and then frames both ways until it closes. One task; what
 //! it holds while nothing happens is small, for there may be many thousands of it: longer work is boxed while it lasts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use schemas::frame::{ClientFrame, Control, FrameLimits, Hello, close};
 use schemas::limits::{COMMAND_DEADLINE, CONTENT_MAX_BYTES, FRAME_MAX_BYTES, HEARTBEAT, HELLO_TIMEOUT};
-use schemas::link::Unavailable;
+use schemas::link::{Lane, Unavailable};
 use schemas::message::{Content, Message as Text};
 use schemas::outcome::RejectCode;
 use schemas::signal::SignalKind;
@@ -33,6 +33,9 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// Tries to read what was missed before the socket is told to come back later.
 const TRIES: u32 = 20;
+
+/// Rooms that a person has left unseen and is told of at once; the rest, if anybody has so many, next time.
+const LEFT_MAX: usize = 100;
 
 /// Buffer of an idle socket, bytes: most client frames are receipts and pongs. It grows for a larger frame.
 const READ_BUFFER_BYTES: usize = 512;
@@ -232,10 +235,17 @@ async fn begin(context: Context, socket: Arc<Socket>, hello: Hello) -> Result<()
 async fn begin_once(hub: &Arc<Hub>, socket: &Arc<Socket>, hello: &Hello) -> Result<(), Unavailable> {
     let position = hub.enter(socket).await?;
     let mut rooms = hub.history().rooms_of(socket.user, position).await?;
-    // A room that they have left is followed up to their way out, if the client says that it is not there yet.
-    let left: Vec<(RoomId, Offset)> =
-        hello.resume.keys().filter(|room| !rooms.contains(room)).map(|room| (*room, Offset(0))).collect();
+    // A room that they have left is followed up to their way out: if the client says that it is not there yet, or if
+    // nobody has told it.
+    hub.history().settle(Lane::Users, hub.partition(socket.user.as_bytes()), position).await?;
+    let unseen = hub.deps().store.left_unseen(socket.user, LEFT_MAX).await.map_err(|error| {
+        tracing::warn!(%error, "rooms that were left could not be read");
+        Unavailable
+    })?;
+    let left: HashSet<RoomId> =
+        hello.resume.keys().copied().chain(unseen).filter(|room| !rooms.contains(room)).collect();
     if !left.is_empty() {
+        let left: Vec<(RoomId, Offset)> = left.into_iter().map(|room| (room, Offset(0))).collect();
         rooms.extend(hub.history().rooms(socket.user, &left).await?.iter().map(|entry| entry.info.id));
     }
     if let Some(filter) = &hello.rooms {
@@ -268,7 +278,7 @@ async fn step(
     }
     let mut result = Ok(());
     if relist {
-        let position = hub.end(schemas::link::Lane::Users, hub.partition(socket.user.as_bytes())).await;
+        let position = hub.end(Lane::Users, hub.partition(socket.user.as_bytes())).await;
         match position {
             Ok(position) => match hub.history().rooms_of(socket.user, position).await {
                 Ok(rooms) => {

@@ -245,6 +245,7 @@ passed_on!(Rooms {
     fn members(room: RoomId) -> Vec<(UserId, Member)>;
     fn members_page(room: RoomId, after: Option<UserId>, limit: usize) -> Vec<(UserId, Member)>;
     fn rooms_of(user: UserId) -> Vec<RoomId>;
+    fn left_unseen(user: UserId, limit: usize) -> Vec<RoomId>;
     fn directory(text: &str, sort: DirectorySort, skip: usize, limit: usize) -> Vec<RoomInfo>;
     fn claim_handle(handle: &str, room: RoomId, now: Timestamp, expires_at: Timestamp) -> bool;
     fn room_by_handle(handle: &str) -> Option<RoomId>;

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use async_trait::async_trait;
 use schemas::message::RoomVisibility;
 use schemas::room::{Member, RoomInfo};
-use schemas::{RoomId, Timestamp, UserId};
+use schemas::{RoomId, Seq, Timestamp, UserId};
 
 use super::{MemoryStore, Tables};
 use crate::rooms::{DirectorySort, Rooms};
@@ -40,6 +40,16 @@ impl Rooms for MemoryStore {
         let tables = self.tables();
         let of_user = tables.listings.range((user, RoomId::NIL)..).take_while(|((of, _), _)| *of == user);
         Ok(of_user.filter(|(_, (_, listed))| *listed).map(|((_, room), _)| *room).collect())
+    }
+
+    async fn left_unseen(&self, user: UserId, limit: usize) -> Result<Vec<RoomId>, Error> {
+        let tables = self.tables();
+        let of_user = tables.listings.range((user, RoomId::NIL)..).take_while(|((of, _), _)| *of == user);
+        let delivered = |room: &RoomId| {
+            tables.receipts.get(&(*room, user)).map_or(Seq::ZERO, |known| known.watermarks.delivered_seq)
+        };
+        let unseen = of_user.filter(|((_, room), (version, listed))| !listed && *version > delivered(room));
+        Ok(unseen.map(|((_, room), _)| *room).take(limit).collect())
     }
 
     async fn directory(

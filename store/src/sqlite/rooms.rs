@@ -134,6 +134,16 @@ impl Rooms for SqliteStore {
         self.readers.read(move |sql| all(sql, query, [user.as_bytes()], |row| uuid(row, 0).map(RoomId))).await
     }
 
+    async fn left_unseen(&self, user: UserId, limit: usize) -> Result<Vec<RoomId>, Error> {
+        let query = "SELECT room FROM listings AS l WHERE user = ?1 AND NOT listed AND version > COALESCE(
+                         (SELECT delivered_seq FROM watermarks AS w WHERE w.room = l.room AND w.user = l.user), 0)
+                     ORDER BY room LIMIT ?2";
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.readers
+            .read(move |sql| all(sql, query, params![user.as_bytes(), limit], |row| uuid(row, 0).map(RoomId)))
+            .await
+    }
+
     async fn directory(
         &self,
         text: &str,

@@ -98,6 +98,7 @@ macro_rules! laws {
                 rooms::a_standing_is_replaced_by_newer_ones_only,
                 rooms::members_come_in_pages_without_those_who_went,
                 rooms::a_list_of_rooms_follows_the_newest_version,
+                rooms::a_way_out_that_was_not_delivered_is_told,
                 rooms::the_directory_shows_public_living_rooms_in_each_order,
                 rooms::the_directory_takes_text_as_it_is,
                 rooms::a_deleted_room_is_still_read_by_id_alone,

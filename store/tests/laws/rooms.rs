@@ -1,7 +1,11 @@
 //! Laws of rooms, members, lists and handles.
 
+use std::sync::Arc;
+
 use schemas::Seq;
+use schemas::SessionId;
 use schemas::message::RoomVisibility;
+use schemas::receipt::Receipt;
 use schemas::room::RoomInfo;
 use store::Store;
 use store::archive::Batch;
@@ -75,6 +79,29 @@ pub async fn a_list_of_rooms_follows_the_newest_version(engine: impl Engine) {
     list(2, 6, true).await;
     assert_eq!(store.rooms_of(user(1)).await.unwrap(), [room(1), room(2), room(4)]);
     assert_eq!(store.rooms_of(user(2)).await.unwrap(), []);
+}
+
+pub async fn a_way_out_that_was_not_delivered_is_told(engine: impl Engine) {
+    let store = engine.store();
+    let listing = |n: u128, version, listed| Listing { user: user(1), room: room(n), version: Seq(version), listed };
+    let listings = vec![listing(1, 3, true), listing(2, 5, false), listing(3, 6, false)];
+    store.archive(Batch { listings, ..Batch::default() }).await.unwrap();
+    assert_eq!(store.left_unseen(user(1), 9).await.unwrap(), [room(2), room(3)]);
+    assert_eq!(store.left_unseen(user(1), 1).await.unwrap(), [room(2)]);
+    assert_eq!(store.left_unseen(user(2), 9).await.unwrap(), []);
+    let receipt = |n: u128, seq| {
+        Arc::new(Receipt {
+            room: room(n),
+            user: user(1),
+            session: SessionId::NIL,
+            delivered_seq: Seq(seq),
+            read_seq: Seq::ZERO,
+            at: at(7),
+        })
+    };
+    let receipts = vec![receipt(2, 4), receipt(3, 6)];
+    store.archive(Batch { receipts, ..Batch::default() }).await.unwrap();
+    assert_eq!(store.left_unseen(user(1), 9).await.unwrap(), [room(2)], "the way out of room 3 was delivered");
 }
 
 pub async fn the_directory_shows_public_living_rooms_in_each_order(engine: impl Engine) {
