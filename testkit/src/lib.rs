@@ -4,3 +4,5 @@
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod faulty;
+pub mod proxy;
