@@ -1,6 +1,7 @@
 //! All roles in one process, as the binary wires them, for a test: on the engines in memory or on the embedded ones,
 //! served on a port of the system's choice, stopped and started again on the same engines.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 use crate::client::{Api, Person};
 use crate::clock::{Seeded, TestClock};
+use crate::switch::{FanoutSwitch, HistorySwitch};
 
 /// More than one, so that what must not depend on the partition is seen to.
 const PARTITIONS: u32 = 3;
@@ -66,10 +68,72 @@ pub struct Cluster {
     address: SocketAddr,
 }
 
+/// A role that can crash by itself. The edge's sockets have tasks of their own: see [`Cluster::restart`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Writes the store, answers for history.
+    Archiver,
+    /// Feeds the edge.
+    Fanout,
+    /// Decides.
+    Ingest,
+}
+
+type Task = JoinHandle<Result<()>>;
+
 struct Running {
     stop: watch::Sender<bool>,
-    tasks: Vec<JoinHandle<Result<()>>>,
+    parts: Parts,
+    roles: BTreeMap<Role, Task>,
+    edge: Vec<Task>,
     hub: Arc<Hub>,
+}
+
+/// What the roles are made of.
+struct Parts {
+    log: Arc<dyn Log>,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    fanout: Arc<FanoutSwitch>,
+    history: Arc<HistorySwitch>,
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        // The edge holds the switch and the switch the edge: without this the engines would never be free.
+        self.fanout.let_go();
+    }
+}
+
+impl Parts {
+    async fn start(&self, role: Role, stop: watch::Receiver<bool>) -> Result<Task> {
+        let Self { log, store, clock, entropy, .. } = self;
+        let (log, store, clock, entropy) = (log.clone(), store.clone(), clock.clone(), entropy.clone());
+        // One for each start: nothing reads them, and names must not be taken twice.
+        let registry = Registry::new();
+        Ok(match role {
+            Role::Archiver => {
+                let deps = archiver::Deps { log, store, clock };
+                let metrics = archiver::Metrics::new(&registry)?;
+                let (history, worker) = archiver::new(deps, archiver::Config::default(), metrics);
+                self.history.replace(history);
+                tokio::spawn(async move { Ok(worker.run(stop).await?) })
+            }
+            Role::Fanout => {
+                let metrics = fanout::Metrics::new(&registry)?;
+                let (fanout, worker) = fanout::new(fanout::Deps { log, clock }, fanout::Config::default(), metrics);
+                let task = tokio::spawn(async move { Ok(worker.run(stop).await?) });
+                self.fanout.replace(fanout).await?;
+                task
+            }
+            Role::Ingest => {
+                let deps = ingest::Deps { log, store, clock, entropy };
+                let metrics = ingest::Metrics::new(&registry)?;
+                tokio::spawn(async move { Ok(ingest::run(deps, ingest::Config::default(), metrics, stop).await?) })
+            }
+        })
+    }
 }
 
 impl Cluster {
@@ -130,12 +194,8 @@ impl Cluster {
     pub async fn restart(&mut self) -> Result<()> {
         if let Some(running) = self.running.take() {
             running.hub.close_all(schemas::frame::close::RESTART, None);
-            for task in &running.tasks {
-                task.abort();
-            }
-            for task in running.tasks {
-                // An aborted task tells so; whatever else it may say does not matter any more.
-                drop(task.await);
+            for task in running.roles.into_values().chain(running.edge) {
+                cut_off(task).await;
             }
         }
         self.address.set_port(0);
@@ -152,12 +212,23 @@ impl Cluster {
         }
     }
 
+    /// Cuts one role off in the middle of whatever it does, and starts another one in its place.
+    pub async fn crash(&mut self, role: Role) -> Result<()> {
+        let running = self.running.as_mut().context("nothing runs")?;
+        if let Some(task) = running.roles.remove(&role) {
+            cut_off(task).await;
+        }
+        let task = running.parts.start(role, running.stop.subscribe()).await?;
+        running.roles.insert(role, task);
+        Ok(())
+    }
+
     /// Stops in order, and says what went wrong.
     pub async fn stop(mut self) -> Result<()> {
         let Some(running) = self.running.take() else { return Ok(()) };
         running.hub.close_all(schemas::frame::close::RESTART, None);
         running.stop.send_replace(true);
-        for task in running.tasks {
+        for task in running.roles.into_values().chain(running.edge) {
             task.await??;
         }
         Ok(())
@@ -180,27 +251,17 @@ impl Cluster {
         let clock: Arc<dyn Clock> = Arc::new(TestClock::new());
         let number = EDGES.fetch_add(1, Ordering::Relaxed);
         let entropy: Arc<dyn Entropy> = Arc::new(Seeded::new(u64::from(std::process::id()) << 32 | number));
-        let (history, archiver) = archiver::new(
-            archiver::Deps { log: log.clone(), store: store.clone(), clock: clock.clone() },
-            archiver::Config::default(),
-            archiver::Metrics::new(&registry)?,
-        );
-        let (fanout, fanout_worker) = fanout::new(
-            fanout::Deps { log: log.clone(), clock: clock.clone() },
-            fanout::Config::default(),
-            fanout::Metrics::new(&registry)?,
-        );
-        let ingest_deps =
-            ingest::Deps { log: log.clone(), store: store.clone(), clock: clock.clone(), entropy: entropy.clone() };
+        let (fanout, history) = (Arc::new(FanoutSwitch::default()), Arc::new(HistorySwitch::default()));
         let deps = edge::Deps {
             edge: EdgeId(Uuid::from_u128(u128::from(number))),
-            log,
-            store,
-            fanout: (self.between.fanout)(fanout),
-            history: (self.between.history)(history),
-            clock,
-            entropy,
+            log: log.clone(),
+            store: store.clone(),
+            fanout: (self.between.fanout)(fanout.clone()),
+            history: (self.between.history)(history.clone()),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
         };
+        let parts = Parts { log, store, clock, entropy, fanout, history };
         let hub = Hub::new(deps.clone(), HubMetrics::new(&registry)?);
         let passwords = Arc::new(Argon2Pool::start(&self.config.password)?);
         let metrics = edge::metrics::Metrics::new(&registry)?;
@@ -209,34 +270,28 @@ impl Cluster {
         self.address = listener.local_addr()?;
 
         let (stop, stopped) = watch::channel(false);
-        let ingest_metrics = ingest::Metrics::new(&registry)?;
-        let spawn = |work: futures_util::future::BoxFuture<'static, Result<()>>| tokio::spawn(work);
+        let mut roles = BTreeMap::new();
+        for role in [Role::Archiver, Role::Fanout, Role::Ingest] {
+            roles.insert(role, parts.start(role, stopped.clone()).await?);
+        }
         let (its_hub, its_app) = (hub.clone(), app.clone());
-        let mut until = stopped.clone();
-        let signals: Vec<watch::Receiver<bool>> = (0..5).map(|_| stopped.clone()).collect();
-        let [s0, s1, s2, s3, s4]: [watch::Receiver<bool>; 5] =
-            signals.try_into().map_err(|_| anyhow::anyhow!("five receivers"))?;
-        let tasks = vec![
-            spawn(Box::pin(async move { Ok(archiver.run(s0).await?) })),
-            spawn(Box::pin(async move { Ok(fanout_worker.run(s1).await?) })),
-            spawn(Box::pin(async move {
-                Ok(ingest::run(ingest_deps, ingest::Config::default(), ingest_metrics, s2).await?)
-            })),
-            spawn(Box::pin(async move {
-                its_hub.run(s3).await;
+        let (until, mut until_too, until_then) = (stopped.clone(), stopped.clone(), stopped);
+        let edge = vec![
+            tokio::spawn(async move {
+                its_hub.run(until).await;
                 Ok(())
-            })),
-            spawn(Box::pin(async move {
-                edge::server::serve(app, listener, s4).await;
-                Ok(())
-            })),
-            spawn(Box::pin(async move {
+            }),
+            tokio::spawn(async move {
                 tokio::select! {
                     () = its_app.run() => {}
-                    _ = until.wait_for(|stop| *stop) => {}
+                    _ = until_too.wait_for(|stop| *stop) => {}
                 }
                 Ok(())
-            })),
+            }),
+            tokio::spawn(async move {
+                edge::server::serve(app, listener, until_then).await;
+                Ok(())
+            }),
         ];
         hub.attach().await?;
         for partition in (0..PARTITIONS).map(Partition) {
@@ -247,9 +302,15 @@ impl Cluster {
                 }
             }
         }
-        self.running = Some(Running { stop, tasks, hub });
+        self.running = Some(Running { stop, parts, roles, edge, hub });
         Ok(())
     }
+}
+
+async fn cut_off(task: Task) {
+    task.abort();
+    // An aborted task tells so; whatever else it may say does not matter any more.
+    drop(task.await);
 }
 
 /// As shipped, but with cheap password hashes and no rate limits: tests of these bring their own.

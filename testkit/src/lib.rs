@@ -6,3 +6,4 @@ pub mod clock;
 pub mod cluster;
 pub mod faulty;
 pub mod proxy;
+pub mod switch;
