@@ -242,3 +242,84 @@ proptest! {
         holds(&dead_letter, &noise);
     }
 }
+
+/// Golden bytes: what was written once can be read for ever. A change here needs a decision about old records.
+#[test]
+fn the_bytes_of_each_form_never_change() {
+    let id = |n: u128| Uuid::from_u128(n);
+    let reply_to = ReplyTo { edge: EdgeId(id(1)), session: SessionId(id(2)) };
+    let message = Message { content: Content::text("hi"), reply_to: Some(Seq(3)) };
+    let command = Command {
+        id: CommandId(id(3)),
+        room: RoomId(id(4)),
+        user: UserId(id(5)),
+        event_id: EventId(id(6)),
+        reply_to,
+        received_us: 7,
+        deadline: Timestamp(8),
+        action: Action::Send(message.clone()),
+    };
+    let event = Event {
+        room: RoomId(id(4)),
+        seq: Seq(9),
+        id: EventId(id(6)),
+        at: Timestamp(10),
+        by: UserId(id(5)),
+        command: CommandId(id(3)),
+        reply_to: Some(reply_to),
+        received_us: 7,
+        decided_us: 11,
+        salt: [12; 16],
+        hash: [13; 32],
+        kind: EventKind::Message(message),
+    };
+    let outcome = Outcome {
+        room: RoomId(id(4)),
+        user: UserId(id(5)),
+        command: CommandId(id(3)),
+        reply_to,
+        received_us: 7,
+        done: Some(Done { seq: Seq(9), id: EventId(id(6)), at: Timestamp(10) }),
+        rejected: None,
+    };
+    let user_event =
+        UserEvent { user: UserId(id(5)), room: RoomId(id(4)), seq: Seq(9), at: Timestamp(10), entry: RoomEntry::Left };
+    let receipt = Receipt {
+        room: RoomId(id(4)),
+        user: UserId(id(5)),
+        session: SessionId(id(2)),
+        delivered_seq: Seq(9),
+        read_seq: Seq(8),
+        at: Timestamp(10),
+    };
+    let signal = Signal {
+        room: RoomId(id(4)),
+        user: UserId(id(5)),
+        session: SessionId(id(2)),
+        kind: SignalKind::Online,
+        at: Timestamp(10),
+    };
+    let dead_letter = DeadLetter {
+        topic: "events".into(),
+        partition: 1,
+        offset: Offset(9),
+        reason: "broken".into(),
+        at: Timestamp(10),
+        value: vec![1, 2, 3],
+    };
+    let lines = [
+        ("command", command.encode()),
+        ("event", event.encode()),
+        ("outcome", outcome.encode()),
+        ("user_event", user_event.encode()),
+        ("receipt", receipt.encode()),
+        ("signal", signal.encode()),
+        ("dead_letter", dead_letter.encode()),
+    ]
+    .map(|(name, bytes)| {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{name} {hex}\n")
+    })
+    .concat();
+    assert_eq!(lines, include_str!("golden.txt"));
+}

@@ -95,6 +95,16 @@ impl Api {
         headers: &[(&str, &str)],
         body: Option<Value>,
     ) -> Result<Reply> {
+        let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+        self.exchange(method, path, headers, body).await
+    }
+
+    /// One call with a body that says that it is JSON, whatever it is.
+    pub async fn call_raw(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Reply> {
+        self.exchange(method, path, &[], body.into()).await
+    }
+
+    async fn exchange(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Reply> {
         let stream = TcpStream::connect(self.address).await.context("connect")?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
@@ -105,15 +115,11 @@ impl Api {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let bytes = match body {
-            Some(body) => {
-                request = request.header(header::CONTENT_TYPE, "application/json");
-                Bytes::from(body.to_string())
-            }
-            None => Bytes::new(),
-        };
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
         let work = async {
-            let response = sender.send_request(request.body(Full::new(bytes))?).await?;
+            let response = sender.send_request(request.body(Full::new(body))?).await?;
             let (parts, body) = response.into_parts();
             let bytes = body.collect().await?.to_bytes();
             let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap_or_default() };

@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use hyper::Method;
+use schemas::Entropy;
 use serde_json::{Value, json};
 use testkit::client::{Person, Wire, new_id};
+use testkit::clock::Seeded;
 use testkit::cluster::Cluster;
 use tokio_tungstenite::tungstenite::Error as WsError;
 
@@ -409,5 +411,43 @@ async fn everything_accepted_is_there_after_a_restart_and_the_stream_goes_on() -
     ensure!(accepted["duplicate"] == true && accepted["seq"] == cursor + 4, "{accepted}");
     sender.send_message(&room, "after").await?;
     ensure!(wire.first("message").await?["seq"] == cursor + 21);
+    cluster.stop().await
+}
+
+#[tokio::test]
+async fn whatever_bytes_a_client_sends_the_server_serves_on() -> Result<()> {
+    let seed = std::process::id().into();
+    println!("seed {seed}");
+    let random = Seeded::new(seed);
+    let cluster = Cluster::start().await?;
+    let (ann, bob, room) = two_in_a_room(&cluster).await?;
+    let valid = json!({"type": "send", "room": room, "client_msg_id": new_id(), "content": {"type": "text/plain"}});
+    let valid = valid.to_string();
+    for _ in 0..200 {
+        // Something valid with bytes of it changed, cut or lengthened: it gets further than plain noise.
+        let mut noise = [0_u8; 8];
+        random.fill(&mut noise);
+        let mut text = valid.clone().into_bytes();
+        let (at, length) = (usize::from(noise[0]) % text.len(), usize::from(noise[1]) % text.len());
+        match noise[2] % 4 {
+            0 => text[at] = noise[3],
+            1 => text.truncate(length),
+            2 => text.extend_from_slice(&noise),
+            _ => text = noise[..at % 8].to_vec(),
+        }
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let (mut wire, _) = ann.connect(json!({})).await?;
+        // The server may close at any of these: that is an answer too.
+        drop(wire.send_text(&text).await);
+        let mut first = Wire::open(cluster.address()).await?;
+        drop(first.send_text(&text).await);
+        let mut stranger = cluster.api();
+        stranger.token = Some(text.chars().filter(|c| c.is_ascii_graphic()).collect());
+        stranger.get("/v1/me").await?.expect(401)?;
+        let path = format!("/v1/rooms/{room}/messages");
+        let reply = bob.api.call_raw(Method::POST, &path, text.into_bytes()).await?;
+        ensure!(reply.status.is_client_error() || reply.status.is_success(), "{}: {}", reply.status, reply.body);
+    }
+    ann.post(&room, "still here").await?;
     cluster.stop().await
 }
