@@ -53,7 +53,7 @@ pub(crate) struct Stream {
     pub gaps: Vec<Gap>,
     /// Where in `gaps` the present socket's begin.
     gaps_before: usize,
-    /// The last thing placed was an `accepted`: the cursor before it, and its seq.
+    /// The last things placed were all `accepted`: the cursor before them, and the seq of the last.
     by_accepted: Option<(Seq, Seq)>,
     /// The largest watermark that the person had told before the stream began.
     pub told: Seq,
@@ -117,7 +117,8 @@ impl Stream {
             if seq > cursor.next() {
                 self.holes.push((cursor.next(), seq.prev()));
             }
-            self.by_accepted = accepted.then_some((cursor, seq));
+            let before = self.by_accepted.map_or(cursor, |(before, _)| before);
+            self.by_accepted = accepted.then_some((before, seq));
             self.cursor = Some(seq);
             return Placed::Ahead;
         }
@@ -152,10 +153,11 @@ impl Stream {
             None => self.begin(from),
             Some(cursor) if from > cursor.next() => self.holes.push((cursor.next(), from.prev())),
             Some(cursor) if from <= cursor => {
-                // An `accepted` whose place falls into the gap stands outside the sequence, on either side of it.
-                let excused = self.by_accepted.is_some_and(|(before, at)| from == before.next() && to >= at);
-                if let Some((_, at)) = self.by_accepted.filter(|_| excused) {
-                    self.holes.retain(|hole| *hole != (from, at.prev()));
+                // What is `accepted` with its place in the gap stands outside the sequence, on either side of it.
+                let excused = self.by_accepted.is_some_and(|(before, at)| from > before && to >= at);
+                if excused {
+                    self.holes.retain(|hole| hole.0 < from);
+                    self.holes.iter_mut().for_each(|hole| hole.1 = hole.1.min(from.prev()));
                 }
                 fits &= excused;
             }
