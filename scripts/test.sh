@@ -36,8 +36,8 @@ script "crash test, short form" env DURATION=20 KILLS=2 USERS=40 ROOMS=10 RATE=1
 
 # One line per suite: its name and libtest's own clock.
 summary=$(awk '
-  /^ *Running / { name = $0; sub(/^ *Running /, "", name); crate = name; sub(/.*\/deps\//, "", crate); sub(/-[0-9a-f]+\)$/, "", crate)
-                  sub(/ \(.*/, "", name); sub(/^unittests /, "", name); name = crate " " name }
+  /^ *Running unittests / { crate = $0; sub(/.*\/deps\//, "", crate); sub(/-[0-9a-f]+\)$/, "", crate) } # first of its crate
+  /^ *Running / { name = $0; sub(/^ *Running (unittests )?/, "", name); sub(/ \(.*/, "", name); name = crate " " name }
   /^ *Doc-tests / { name = $2 " (examples in the documentation)" }
   /^test result: / { for (i = 1; i <= NF; i++) { if ($i ~ /^passed/) p = $(i-1); if ($i ~ /^failed/) f = $(i-1); if ($i ~ /^ignored/) g = $(i-1) }
                      passed += p; failed += f; ignored += g
