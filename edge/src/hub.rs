@@ -58,8 +58,8 @@ struct State {
     lanes: HashMap<(Lane, Partition), Heard>,
     /// Stretches that have been missed: rooms that changed in them are to be asked for.
     missed: Vec<(Lane, Partition, Offset, Offset)>,
-    /// Partitions whose new owner does not know this edge's interest yet.
-    unregistered: Vec<(Lane, Partition)>,
+    /// Partitions whose new owner does not know this edge's interest yet, and how far was heard of each before.
+    unregistered: Vec<(Lane, Partition, Offset)>,
 }
 
 /// A room that local sockets follow.

@@ -10,21 +10,10 @@ pub mod upgrade;
 pub mod wire;
 
 use async_trait::async_trait;
-use schemas::{DeviceId, Timestamp, UserId};
+use schemas::UserId;
 use uuid::Uuid;
 
-/// Who an access token speaks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Who.
-    pub user: UserId,
-    /// With which device; `None` for tokens of other issuers.
-    pub device: Option<DeviceId>,
-    /// When the token was issued.
-    pub issued_at: Timestamp,
-    /// When it ends.
-    pub expires_at: Timestamp,
-}
+use crate::auth::Identity;
 
 /// What a socket needs of the rest of the edge: who a token speaks for, ids, and whether a send is within the limits.
 #[async_trait]

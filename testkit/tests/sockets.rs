@@ -93,6 +93,32 @@ async fn without_a_cursor_a_socket_goes_on_at_the_delivered_watermark() -> Resul
 }
 
 #[tokio::test]
+async fn a_send_before_what_was_missed_is_accepted_once_and_in_its_place() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let (ann, bob, room) = two_in_a_room(&cluster).await?;
+    let cursor = head(&ann, &room).await?;
+    for n in 0..20 {
+        for m in 0..3 {
+            bob.post(&room, &format!("missed {n} {m}")).await?;
+        }
+        let before = cursor + 4 * n;
+        let mut wire = Wire::open(cluster.address()).await?;
+        wire.send(json!({"type": "hello", "token": ann.api.token, "resume": {room.clone(): before}})).await?;
+        wire.send_message(&room, "in a hurry").await?;
+        let mut stream = Vec::new();
+        while stream.len() < 4 {
+            let frame = wire.next().await?;
+            if frame["type"] == "message" || frame["type"] == "accepted" {
+                stream.push((frame["seq"].as_u64(), frame["type"] == "accepted"));
+            }
+        }
+        let expected: Vec<_> = (1..=4).map(|step| (Some(before + step), step == 4)).collect();
+        ensure!(stream == expected, "{stream:?}, expected {expected:?}");
+    }
+    cluster.stop().await
+}
+
+#[tokio::test]
 async fn one_id_makes_one_message_over_any_socket_and_rest() -> Result<()> {
     let cluster = Cluster::start().await?;
     let (ann, bob, room) = two_in_a_room(&cluster).await?;

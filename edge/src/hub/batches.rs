@@ -146,7 +146,7 @@ impl State {
         }
         if batch.epoch > heard.epoch {
             heard.epoch = batch.epoch;
-            self.unregistered.push(lane);
+            self.unregistered.push((batch.lane, batch.partition, heard.watermark));
         }
         if batch.from > heard.watermark {
             self.missed.push((batch.lane, batch.partition, heard.watermark, batch.from));

@@ -202,13 +202,17 @@ impl Hub {
             let mut state = self.state.lock();
             (std::mem::take(&mut state.unregistered), std::mem::take(&mut state.missed))
         };
-        for (lane, partition) in unregistered {
+        let mut missed = missed;
+        for (lane, partition, heard) in unregistered {
+            // A socket may have registered a room of its own meanwhile and so begun the count; all others were heard of
+            // only up to the old watermark. So the stretch to be made up ends where *all* interest is registered.
             let keys = self.keys_of(lane, partition);
-            if self.register(lane, partition, &keys).await.is_err() {
-                self.state.lock().unregistered.push((lane, partition));
+            match self.register(lane, partition, &keys).await {
+                Ok(registered) => missed.push((lane, partition, heard, registered.at)),
+                Err(_) => self.state.lock().unregistered.push((lane, partition, heard)),
             }
         }
-        for (lane, partition, from, to) in missed {
+        for (lane, partition, from, to) in missed.into_iter().filter(|(.., from, to)| from < to) {
             self.metrics.missed.inc();
             tracing::info!(?lane, %partition, %from, %to, "a stretch was missed");
             if !self.make_up(lane, partition, from, to).await {

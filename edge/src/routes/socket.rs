@@ -9,21 +9,16 @@ use schemas::UserId;
 use uuid::Uuid;
 
 use crate::App;
+use crate::auth::Identity;
 use crate::error::{Code, Error, Result};
+use crate::socket::Gate;
 use crate::socket::session::Context;
 use crate::socket::upgrade::{NotASocket, upgrade};
-use crate::socket::{Gate, Identity};
 
 #[async_trait]
 impl Gate for App {
     async fn authenticate(&self, token: &str) -> Result<Identity, u16> {
-        let identity = Self::authenticate(self, token).await.map_err(|error| error.close_code())?;
-        Ok(Identity {
-            user: identity.user,
-            device: identity.device,
-            issued_at: identity.issued_at,
-            expires_at: identity.expires_at,
-        })
+        Self::authenticate(self, token).await.map_err(|error| error.close_code())
     }
 
     fn next_id(&self) -> Uuid {

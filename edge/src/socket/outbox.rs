@@ -32,6 +32,8 @@ pub struct Socket {
     pub user: UserId,
     /// Of which device.
     pub device: DeviceId,
+    /// The only rooms that it wants, if it has said so, in order.
+    only: Option<Box<[RoomId]>>,
     /// Seconds on the edge's monotonic clock when the client was last heard.
     heard_s: AtomicU32,
     /// Second of the last sign of life.
@@ -111,16 +113,32 @@ impl<'a> Shared<'a> {
 
 impl Socket {
     /// A socket without rooms.
-    pub fn new(session: SessionId, user: UserId, device: DeviceId, expires_at: Timestamp) -> Self {
+    pub fn new(
+        session: SessionId,
+        user: UserId,
+        device: DeviceId,
+        only: Option<&[RoomId]>,
+        expires_at: Timestamp,
+    ) -> Self {
         Self {
             session,
             user,
             device,
+            only: only.map(|rooms| {
+                let mut rooms: Box<[RoomId]> = rooms.into();
+                rooms.sort_unstable();
+                rooms
+            }),
             heard_s: AtomicU32::new(0),
             signalled_s: AtomicU32::new(u32::MAX),
             wake: Notify::new(),
             state: Mutex::new(State { expires_at, ..State::default() }),
         }
+    }
+
+    /// Whether this room is one of those that the socket follows.
+    pub fn wants(&self, room: RoomId) -> bool {
+        self.only.as_ref().is_none_or(|only| only.binary_search(&room).is_ok())
     }
 
     /// Waits until there is something to write or to do.
@@ -218,6 +236,7 @@ impl Socket {
         state.in_flight = kept;
         let lost: Vec<InFlight> = lost;
         for sent in lost {
+            state.held.retain(|held| held.command != sent.command);
             state.push(wire::control(Control::Rejected {
                 client_msg_id: sent.command,
                 room: sent.room,
@@ -275,14 +294,12 @@ impl Socket {
                 }
             }
             Some(Offer::Behind) => {
-                if mine && state.is_in_flight(event.command) {
-                    let held =
-                        Held { room: event.room, seq: event.seq, command: event.command, frame: shared.accepted() };
-                    state.held.push(held);
-                }
+                state.hold(shared, mine);
                 state.behind = true;
             }
-            // The client claims to hold it, or is not following the room: the outcome stands outside the sequence.
+            // Not followed yet: the send was quicker than the list of rooms. It waits for its place like any other.
+            None if self.wants(event.room) => state.hold(shared, mine),
+            // The client claims to hold it, or does not want the room: the outcome stands outside the sequence.
             Some(Offer::Drop) | None => {
                 if !mine || !state.landed(event.command) {
                     return false;
@@ -334,10 +351,9 @@ impl Socket {
         let mut state = self.state.lock();
         let Some(place) = state.rooms.get_mut(&room) else { return };
         place.start(cursor, visible_head);
-        if place.is_behind() {
-            state.behind = true;
-            self.wake.notify_one();
-        }
+        state.behind |= place.is_behind();
+        state.release(room, cursor);
+        self.wake.notify_one();
     }
 
     /// The last event sent of a room that ended while connected.
@@ -423,13 +439,7 @@ impl Socket {
         let Some(cursor) = state.rooms.get_mut(&room) else { return };
         cursor.sent(to_seq);
         state.push(wire::control(Control::Gap { room, from_seq, to_seq, readable }));
-        let (due, kept): (Vec<Held>, Vec<Held>) =
-            std::mem::take(&mut state.held).into_iter().partition(|held| held.room == room && held.seq <= to_seq);
-        state.held = kept;
-        for held in due {
-            state.landed(held.command);
-            state.push(held.frame);
-        }
+        state.release(room, to_seq);
     }
 
     /// History of a room has been read to its end.
@@ -461,6 +471,26 @@ impl State {
             self.in_flight.swap_remove(at);
         }
         at.is_some()
+    }
+
+    /// Keeps the answer to a send of this socket until its place has come.
+    fn hold(&mut self, shared: &Shared<'_>, mine: bool) {
+        let event = shared.event();
+        if mine && self.is_in_flight(event.command) {
+            let frame = shared.accepted();
+            self.held.push(Held { room: event.room, seq: event.seq, command: event.command, frame });
+        }
+    }
+
+    /// Sends what was held for places up to `to`, which will not come any more.
+    fn release(&mut self, room: RoomId, to: Seq) {
+        let (due, kept): (Vec<Held>, Vec<Held>) =
+            std::mem::take(&mut self.held).into_iter().partition(|held| held.room == room && held.seq <= to);
+        self.held = kept;
+        for held in due {
+            self.landed(held.command);
+            self.push(held.frame);
+        }
     }
 
     fn is_in_flight(&self, command: CommandId) -> bool {

@@ -135,7 +135,7 @@ async fn admit(context: &Context, hello: &Hello, bearer: Option<String>) -> Resu
         (None, None) => DeviceId(context.gate.next_id()),
     };
     let session = SessionId(context.gate.next_id());
-    let socket = Arc::new(Socket::new(session, identity.user, device, identity.expires_at));
+    let socket = Arc::new(Socket::new(session, identity.user, device, hello.rooms.as_deref(), identity.expires_at));
     socket.heard(context.hub.elapsed_s());
     socket.push(
         wire::control(Control::Welcome {
@@ -165,7 +165,6 @@ async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let filter = hello.rooms.clone();
     let mut work: Option<Work> = Some(Box::pin(begin(context.clone(), Arc::clone(socket), hello)));
     let mut live = false;
     let mut failures = 0;
@@ -177,7 +176,7 @@ where
             return Some(closing);
         }
         if work.is_none() && socket.has_work() && socket.has_room() {
-            work = Some(Box::pin(step(context.clone(), Arc::clone(socket), filter.clone(), failures > 0)));
+            work = Some(Box::pin(step(context.clone(), Arc::clone(socket), failures > 0)));
         }
         tokio::select! {
             () = socket.woken() => {}
@@ -248,26 +247,19 @@ async fn begin_once(hub: &Arc<Hub>, socket: &Arc<Socket>, hello: &Hello) -> Resu
         let left: Vec<(RoomId, Offset)> = left.into_iter().map(|room| (room, Offset(0))).collect();
         rooms.extend(hub.history().rooms(socket.user, &left).await?.iter().map(|entry| entry.info.id));
     }
-    if let Some(filter) = &hello.rooms {
-        rooms.retain(|room| filter.contains(room));
-    }
+    rooms.retain(|room| socket.wants(*room));
     catch_up::follow(hub, socket, &rooms, &hello.resume).await?;
     hub.came(socket).await;
     catch_up::read(hub, socket, socket.take_behind()).await
 }
 
 /// Any later work: rooms that came in, rooms that are behind.
-async fn step(
-    context: Context,
-    socket: Arc<Socket>,
-    filter: Option<Vec<RoomId>>,
-    after_failure: bool,
-) -> Result<(), Unavailable> {
+async fn step(context: Context, socket: Arc<Socket>, after_failure: bool) -> Result<(), Unavailable> {
     if after_failure {
         tokio::time::sleep(RETRY).await;
     }
     let hub = &context.hub;
-    let wanted = |room: &RoomId| filter.as_ref().is_none_or(|filter| filter.contains(room));
+    let wanted = |room: &RoomId| socket.wants(*room);
     let (joined, relist) = socket.take_news();
     let mut came: HashMap<RoomId, Seq> = HashMap::new();
     for (room, seq) in &joined {
