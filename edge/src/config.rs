@@ -93,7 +93,7 @@ pub struct PasswordConfig {
     pub queue_max: usize,
 }
 
-/// Rate limits: so many in a burst, then so many a second.
+/// Rate limits: so many in a burst, then so many a second; and how many sockets may be open at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
@@ -113,6 +113,10 @@ pub struct LimitsConfig {
     pub failed_account_burst: u32,
     /// Failed sign-ins for one account a second afterwards: some 8,600 guesses a day.
     pub failed_accounts_per_s: f64,
+    /// Sockets of an address at once (protocol.md): a company or a campus behind one address.
+    pub sockets_per_address: u32,
+    /// Sockets of a person at once (protocol.md): a few devices, or the many workers of a bot.
+    pub sockets_per_user: u32,
 }
 
 impl Default for Config {
@@ -154,6 +158,8 @@ impl Default for LimitsConfig {
             failed_sign_ins_per_s: 1.0,
             failed_account_burst: 50,
             failed_accounts_per_s: 0.1,
+            sockets_per_address: 10_000,
+            sockets_per_user: 500,
         }
     }
 }
@@ -183,6 +189,9 @@ impl Config {
         }
         if self.connections_max == 0 {
             return refuse("connections_max", "must be above 0");
+        }
+        if self.limits.as_ref().is_some_and(|limits| limits.sockets_per_address == 0 || limits.sockets_per_user == 0) {
+            return refuse("limits", "sockets_per_address and sockets_per_user must be above 0");
         }
         if let Some(bad) = self.allowed_origins.iter().find(|origin| !is_origin(origin)) {
             return refuse("allowed_origins", &format!("{bad:?} is no origin: scheme://host or scheme://host:port"));

@@ -1,5 +1,5 @@
-//! Rate limits: token buckets in maps that are bounded, keyed by person, account or address prefix. All of them are
-//! settings; without settings everything is allowed.
+//! Limits: token buckets in maps that are bounded, and counts of sockets held, keyed by person, account or address
+//! prefix. All of them are settings; without settings everything is allowed.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -16,6 +16,10 @@ use crate::config::LimitsConfig;
 /// minutes, so that only an attack from very many addresses meets this bound.
 const BUCKETS_MAX: usize = 65_536;
 
+/// Whoever holds as many sockets as they may is asked to come back after this: a place comes free when one of their
+/// sockets ends, and a dead one ends within two heartbeats.
+const PLACE_RETRY: Duration = Duration::from_secs(5);
+
 /// The limits in force.
 pub struct Limits {
     clock: Arc<dyn Clock>,
@@ -27,6 +31,8 @@ struct Rules {
     sign_ups: Buckets<IpAddr>,
     failures_by_address: Buckets<IpAddr>,
     failures_by_account: Buckets<UserId>,
+    sockets_by_address: Arc<Counts<IpAddr>>,
+    sockets_by_user: Arc<Counts<UserId>>,
 }
 
 impl Limits {
@@ -37,6 +43,8 @@ impl Limits {
             sign_ups: Buckets::new(config.sign_up_burst, config.sign_ups_per_s),
             failures_by_address: Buckets::new(config.failed_sign_in_burst, config.failed_sign_ins_per_s),
             failures_by_account: Buckets::new(config.failed_account_burst, config.failed_accounts_per_s),
+            sockets_by_address: Counts::new(config.sockets_per_address),
+            sockets_by_user: Counts::new(config.sockets_per_user),
         });
         Self { clock, rules }
     }
@@ -77,6 +85,22 @@ impl Limits {
                 rules.failures_by_account.take(account, now).ok();
             }
         }
+    }
+
+    /// Takes a place for one more socket from an address; it is free again once the answer is dropped.
+    ///
+    /// # Errors
+    /// When to try again.
+    pub fn socket_from(&self, from: IpAddr) -> Result<Place<IpAddr>, Duration> {
+        self.rules.as_ref().map_or(Ok(Place(None)), |rules| rules.sockets_by_address.take(prefix(from)))
+    }
+
+    /// Takes a place for one more socket of a person; it is free again once the answer is dropped.
+    ///
+    /// # Errors
+    /// When to try again.
+    pub fn socket_of(&self, user: UserId) -> Result<Place<UserId>, Duration> {
+        self.rules.as_ref().map_or(Ok(Place(None)), |rules| rules.sockets_by_user.take(user))
     }
 
     fn check(&self, rule: impl FnOnce(&Rules, Duration) -> Result<(), Duration>) -> Result<(), Duration> {
@@ -146,6 +170,46 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
+/// How many places each key holds. A key that holds none is not in the map, so that it is never larger than what is
+/// counted with it (I9).
+struct Counts<K> {
+    max: u32,
+    held: Mutex<HashMap<K, u32>>,
+}
+
+/// A place, free again once this is dropped.
+#[must_use = "the place is free again as soon as this is dropped"]
+pub struct Place<K: Copy + Eq + Hash>(Option<(K, Arc<Counts<K>>)>);
+
+impl<K: Copy + Eq + Hash> Counts<K> {
+    fn new(max: u32) -> Arc<Self> {
+        Arc::new(Self { max, held: Mutex::default() })
+    }
+
+    fn take(self: &Arc<Self>, key: K) -> Result<Place<K>, Duration> {
+        let mut held = self.held.lock();
+        let count = held.entry(key).or_default();
+        if *count >= self.max {
+            return Err(PLACE_RETRY);
+        }
+        *count += 1;
+        Ok(Place(Some((key, Arc::clone(self)))))
+    }
+}
+
+impl<K: Copy + Eq + Hash> Drop for Place<K> {
+    fn drop(&mut self) {
+        let Some((key, counts)) = &self.0 else { return };
+        let mut held = counts.held.lock();
+        if let Some(count) = held.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(key);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +234,8 @@ mod tests {
     fn without_limits_everything_is_allowed() {
         let limits = Limits::new(None, Arc::new(ManualClock::default()));
         assert!((0..10_000).all(|_| limits.send_allowed(user(1)).is_ok()));
+        let places: Vec<_> = (0..1_000).map(|_| limits.socket_of(user(1))).collect();
+        assert!(places.iter().all(Result::is_ok));
     }
 
     #[test]
@@ -200,5 +266,27 @@ mod tests {
             buckets.take(n, Duration::ZERO).ok();
             assert!(buckets.held.lock().len() <= BUCKETS_MAX);
         }
+    }
+    #[test]
+    fn a_place_is_free_again_once_it_is_dropped() {
+        let config = LimitsConfig { sockets_per_user: 2, ..LimitsConfig::default() };
+        let limits = Limits::new(Some(&config), Arc::new(ManualClock::default()));
+        let first = limits.socket_of(user(1));
+        let second = limits.socket_of(user(1));
+        assert!(first.is_ok() && second.is_ok());
+        assert_eq!(limits.socket_of(user(1)).err(), Some(PLACE_RETRY));
+        assert!(limits.socket_of(user(2)).is_ok(), "others have places of their own");
+        drop(first);
+        assert!(limits.socket_of(user(1)).is_ok());
+    }
+
+    #[test]
+    fn who_holds_no_place_takes_no_memory() {
+        let counts = Counts::new(1);
+        let places: Vec<_> = (0..100).map(|n| counts.take(n)).collect();
+        assert!(counts.take(0).is_err());
+        assert_eq!(counts.held.lock().len(), 100);
+        drop(places);
+        assert_eq!(counts.held.lock().len(), 0);
     }
 }

@@ -98,6 +98,8 @@ pub struct Metrics {
     pub hashing_depth: IntGauge,
     /// Open connections, sockets among them.
     pub connections: IntGauge,
+    /// Sockets refused because as many were open as may be, by what they were counted by.
+    pub sockets_refused: IntCounterVec,
 }
 
 impl Metrics {
@@ -127,6 +129,11 @@ impl Metrics {
             )?,
             hashing_depth: IntGauge::new("posthaste_edge_hashing_depth", "Password hashes that wait or are at work.")?,
             connections: IntGauge::new("posthaste_edge_connections", "Open connections, sockets among them.")?,
+            sockets_refused: counter(
+                "posthaste_edge_sockets_refused_total",
+                "Sockets refused because as many were open as may be, by what they are counted by.",
+                &["limit"],
+            )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.request_seconds.clone()))?;
@@ -134,6 +141,7 @@ impl Metrics {
         registry.register(Box::new(metrics.rejections.clone()))?;
         registry.register(Box::new(metrics.hashing_depth.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.sockets_refused.clone()))?;
         Ok(metrics)
     }
 }

@@ -14,8 +14,10 @@ use schemas::UserId;
 use uuid::Uuid;
 
 use crate::auth::Identity;
+use crate::limits::Place;
 
-/// What a socket needs of the rest of the edge: who a token speaks for, ids, and whether a send is within the limits.
+/// What a socket needs of the rest of the edge: who a token speaks for, ids, and whether it and its sends are within
+/// the limits.
 #[async_trait]
 pub trait Gate: Send + Sync {
     /// Who an access token speaks for, or the close code for a bad one.
@@ -24,4 +26,6 @@ pub trait Gate: Send + Sync {
     fn next_id(&self) -> Uuid;
     /// Takes one send of this person from their allowance; else how many ms to wait.
     fn allow_send(&self, user: UserId) -> Result<(), u32>;
+    /// Takes a place for one more socket of this person; else how many ms to wait.
+    fn allow_socket(&self, user: UserId) -> Result<Place<UserId>, u32>;
 }

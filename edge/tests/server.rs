@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use common::{Person, World};
 use edge::Config;
+use edge::config::LimitsConfig;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -56,17 +57,48 @@ impl Served {
         client_async(request, stream).await.map(|(socket, _)| socket)
     }
 
-    async fn live_socket(&self, who: &Person) -> WebSocketStream<TcpStream> {
-        let mut socket = self.socket(None).await.unwrap();
-        let hello = json!({"type": "hello", "token": who.token}).to_string();
-        socket.send(Message::text(hello)).await.unwrap();
-        loop {
-            let frame = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
-            if let Message::Text(text) = frame
-                && serde_json::from_str::<Value>(&text).unwrap()["type"] == "live"
-            {
-                return socket;
+    /// A socket from another address of this machine.
+    async fn socket_from(&self, ip: &str) -> Result<WebSocketStream<TcpStream>, tungstenite::Error> {
+        let request = format!("ws://{}/v1/socket", self.address).into_client_request().unwrap();
+        let stream = TcpSocket::new_v4().unwrap();
+        stream.bind(format!("{ip}:0").parse().unwrap()).unwrap();
+        let stream = stream.connect(self.address).await.unwrap();
+        client_async(request, stream).await.map(|(socket, _)| socket)
+    }
+
+    /// A socket that is open once a place has come free: the server sees by itself when one ends.
+    async fn socket_soon(&self) -> WebSocketStream<TcpStream> {
+        let opened = async {
+            loop {
+                match self.socket(None).await {
+                    Ok(socket) => return socket,
+                    Err(tungstenite::Error::Http(response)) => assert_eq!(response.status(), 429),
+                    Err(error) => panic!("{error}"),
+                }
             }
+        };
+        tokio::time::timeout(PATIENCE, opened).await.unwrap()
+    }
+
+    async fn live_socket(&self, who: &Person) -> WebSocketStream<TcpStream> {
+        hello(self.socket(None).await.unwrap(), who).await.unwrap()
+    }
+}
+
+/// Says hello and reads up to `live`; a close is an error with its code and reason.
+async fn hello(
+    mut socket: WebSocketStream<TcpStream>,
+    who: &Person,
+) -> Result<WebSocketStream<TcpStream>, (u16, String)> {
+    let hello = json!({"type": "hello", "token": who.token}).to_string();
+    socket.send(Message::text(hello)).await.unwrap();
+    loop {
+        match tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap() {
+            Message::Text(text) if serde_json::from_str::<Value>(&text).unwrap()["type"] == "live" => {
+                return Ok(socket);
+            }
+            Message::Close(Some(frame)) => return Err((frame.code.into(), frame.reason.to_string())),
+            _ => {}
         }
     }
 }
@@ -154,4 +186,72 @@ async fn shutting_down_ends_idle_connections_and_the_server() {
     assert_eq!(&begun, b"HTTP/1.1 200");
     s.shutdown.send(true).unwrap();
     tokio::time::timeout(PATIENCE, s.server).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_sockets_and_each_that_ends_makes_room() {
+    let limits = LimitsConfig { sockets_per_address: 2, ..LimitsConfig::default() };
+    let s = served(Config { limits: Some(limits), ..Config::default() }).await;
+    let ada = s.world.person("ada").await;
+    let mut kept = s.live_socket(&ada).await;
+    // However a socket ends, before its hello or after it, by either side: its place is free again.
+    for end in ["left", "closed", "not let in", "signed out"] {
+        let bob = s.world.person(&format!("bob_{}", end.replace(' ', "_"))).await;
+        let mut other = s.socket_soon().await;
+        match s.socket(None).await {
+            Err(tungstenite::Error::Http(response)) => {
+                assert_eq!(response.status(), 429, "{end}");
+                assert_eq!(response.headers()["retry-after"], "5");
+                assert_eq!(response.headers()["content-type"], "application/problem+json");
+                let body: Value = serde_json::from_slice(response.body().as_deref().unwrap_or_default()).unwrap();
+                assert_eq!(body["code"], "rate_limited");
+            }
+            other => panic!("{end}: {other:?}"),
+        }
+        assert!(s.socket_from("127.0.0.2").await.is_ok(), "another address has places of its own");
+        s.world.get(&ada, "/v1/me").await.is(200);
+        match end {
+            "left" => {}
+            "closed" => hello(other, &bob).await.unwrap().close(None).await.unwrap(),
+            "not let in" => {
+                other.send(Message::text("{}")).await.unwrap();
+                assert_eq!(close_code(other).await, 4500);
+            }
+            _ => {
+                let other = hello(other, &bob).await.unwrap();
+                s.world.post(&bob, "/v1/auth/sign-out", Value::Null).await.is(204);
+                assert_eq!(close_code(other).await, 4504);
+            }
+        }
+    }
+    drop(s.socket_soon().await);
+    assert_eq!(s.world.app.metrics.sockets_refused.with_label_values(&["user"]).get(), 0);
+    assert!(s.world.app.metrics.sockets_refused.with_label_values(&["address"]).get() >= 4);
+    kept.send(Message::text("{}")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_person_has_so_many_sockets_and_is_told_when_to_come_back() {
+    let limits = LimitsConfig { sockets_per_user: 2, ..LimitsConfig::default() };
+    let s = served(Config { limits: Some(limits), ..Config::default() }).await;
+    let (ada, bob) = (s.world.person("ada").await, s.world.person("bob").await);
+    let (first, _second) = (s.live_socket(&ada).await, s.live_socket(&ada).await);
+    let refused = hello(s.socket(None).await.unwrap(), &ada).await.unwrap_err();
+    assert_eq!(refused, (4003, json!({"code": 4003, "retry_after_ms": 5_000}).to_string()));
+    assert_eq!(s.world.app.metrics.sockets_refused.with_label_values(&["user"]).get(), 1);
+    let _others = s.live_socket(&bob).await;
+    drop(first);
+    let soon = async { while hello(s.socket(None).await.unwrap(), &ada).await.map(drop).is_err() {} };
+    tokio::time::timeout(PATIENCE, soon).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_limits_sockets_are_not_counted() {
+    let s = served(Config { limits: None, ..Config::default() }).await;
+    let ada = s.world.person("ada").await;
+    let mut sockets = Vec::new();
+    for _ in 0..20 {
+        sockets.push(s.live_socket(&ada).await);
+    }
+    assert_eq!(s.world.app.hub.socket_count(), 20);
 }

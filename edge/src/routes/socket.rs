@@ -1,6 +1,7 @@
 //! From HTTP to a socket: who may open one; the rest is [`crate::socket`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::extract::{Request, State};
@@ -11,6 +12,8 @@ use uuid::Uuid;
 use crate::App;
 use crate::auth::Identity;
 use crate::error::{Code, Error, Result};
+use crate::extract::Address;
+use crate::limits::Place;
 use crate::socket::Gate;
 use crate::socket::session::Context;
 use crate::socket::upgrade::{NotASocket, upgrade};
@@ -26,18 +29,33 @@ impl Gate for App {
     }
 
     fn allow_send(&self, user: UserId) -> Result<(), u32> {
-        let wait_ms = |wait: std::time::Duration| u32::try_from(wait.as_millis().max(1)).unwrap_or(u32::MAX);
         self.limits.send_allowed(user).map_err(wait_ms)
     }
+
+    fn allow_socket(&self, user: UserId) -> Result<Place<UserId>, u32> {
+        self.limits.socket_of(user).map_err(|wait| {
+            self.metrics.sockets_refused.with_label_values(&["user"]).inc();
+            wait_ms(wait)
+        })
+    }
+}
+
+fn wait_ms(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().max(1)).unwrap_or(u32::MAX)
 }
 
 /// Opens a WebSocket (RFC 6455) with the subprotocol `posthaste.v1.json`; frames are `ClientFrame` and `ServerFrame`.
 #[utoipa::path(get, path = "/v1/socket", tag = "socket", responses(
     (status = 101, description = "The connection is a socket now"),
     (status = 403, description = "`forbidden`: the page's origin is not on the list"),
+    (status = 429, description = "`rate_limited`: as many sockets of this address are open as may be"),
     (status = 426, description = "`upgrade_required`: not a WebSocket handshake of version 13"),
 ))]
-pub(crate) async fn open_socket(State(app): State<Arc<App>>, request: Request) -> Result<Response> {
+pub(crate) async fn open_socket(
+    State(app): State<Arc<App>>,
+    Address(from): Address,
+    request: Request,
+) -> Result<Response> {
     if !app.origin_allowed(request.headers()) {
         return Err(Error::new(Code::Forbidden, "pages of this origin may not open sockets here"));
     }
@@ -45,8 +63,12 @@ pub(crate) async fn open_socket(State(app): State<Arc<App>>, request: Request) -
     if app.hub.socket_count() >= app.config.connections_max {
         return Err(Error::unavailable());
     }
+    let place = app.limits.socket_from(from).map_err(|wait| {
+        app.metrics.sockets_refused.with_label_values(&["address"]).inc();
+        Error::rate_limited(wait)
+    })?;
     let context = Context { hub: app.hub.clone(), gate: app };
-    match upgrade(request, context) {
+    match upgrade(request, context, place) {
         Ok(response) => Ok(response),
         Err(NotASocket::NoHandshake) => {
             Err(Error::new(Code::UpgradeRequired, "a WebSocket handshake of version 13 is needed"))

@@ -15,7 +15,9 @@ use schemas::link::{Lane, Unavailable};
 use schemas::message::{Content, Message as Text};
 use schemas::outcome::RejectCode;
 use schemas::signal::SignalKind;
-use schemas::{Action, Command, CommandId, DeviceId, EventId, Offset, ReplyTo, RoomId, Seq, SessionId, Timestamp};
+use schemas::{
+    Action, Command, CommandId, DeviceId, EventId, Offset, ReplyTo, RoomId, Seq, SessionId, Timestamp, UserId,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -24,6 +26,7 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use super::outbox::Socket;
 use super::{Gate, catch_up, wire};
 use crate::hub::Hub;
+use crate::limits::Place;
 
 /// A client that takes nothing for so long is cut (I9).
 const WRITE_STALL: Duration = Duration::from_secs(10);
@@ -64,21 +67,34 @@ pub async fn run<S>(mut stream: WebSocketStream<S>, context: Context, bearer: Op
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Some((socket, hello)) = Box::pin(open(&mut stream, &context, bearer)).await else { return };
-    let code = serve(&mut stream, &context, &socket, hello).await;
-    context.hub.leave(&socket);
+    let Some((inside, hello)) = Box::pin(open(&mut stream, &context, bearer)).await else { return };
+    let code = serve(&mut stream, &context, &inside.socket, hello).await;
+    drop(inside);
     if let Some((code, retry_after_ms)) = code {
         context.hub.metrics().closed.with_label_values(&[code.to_string()]).inc();
         Box::pin(part(&mut stream, code, retry_after_ms)).await;
     }
 }
 
+/// A socket that has been let in. However it ends, the hub lets go of it and its place among its person's is free.
+struct Inside<'a> {
+    hub: &'a Hub,
+    socket: Arc<Socket>,
+    _place: Place<UserId>,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.hub.leave(&self.socket);
+    }
+}
+
 /// Reads the first frame and lets the person in.
-async fn open<S>(
+async fn open<'a, S>(
     stream: &mut WebSocketStream<S>,
-    context: &Context,
+    context: &'a Context,
     bearer: Option<String>,
-) -> Option<(Arc<Socket>, Hello)>
+) -> Option<(Inside<'a>, Hello)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -95,10 +111,10 @@ where
         }
     };
     match admit(context, &hello, bearer).await {
-        Ok(socket) => Some((socket, hello)),
-        Err(code) => {
+        Ok(inside) => Some((inside, hello)),
+        Err((code, retry_after_ms)) => {
             context.hub.metrics().closed.with_label_values(&[code.to_string()]).inc();
-            part(stream, code, None).await;
+            part(stream, code, retry_after_ms).await;
             None
         }
     }
@@ -125,15 +141,19 @@ where
     }
 }
 
-/// Who is it, and with which device?
-async fn admit(context: &Context, hello: &Hello, bearer: Option<String>) -> Result<Arc<Socket>, u16> {
-    let token = bearer.as_deref().or(hello.token.as_deref()).ok_or(close::TOKEN_INVALID)?;
-    let identity = context.gate.authenticate(token).await?;
+/// A close code, and when to come back, ms.
+type Closing = (u16, Option<u32>);
+
+/// Who is it, and with which device? Have they room for one more socket?
+async fn admit<'a>(context: &'a Context, hello: &Hello, bearer: Option<String>) -> Result<Inside<'a>, Closing> {
+    let token = bearer.as_deref().or(hello.token.as_deref()).ok_or((close::TOKEN_INVALID, None))?;
+    let identity = context.gate.authenticate(token).await.map_err(|code| (code, None))?;
     let device = match (identity.device, hello.device) {
-        (Some(own), Some(said)) if own != said => return Err(close::TOKEN_INVALID),
+        (Some(own), Some(said)) if own != said => return Err((close::TOKEN_INVALID, None)),
         (Some(device), _) | (None, Some(device)) => device,
         (None, None) => DeviceId(context.gate.next_id()),
     };
+    let place = context.gate.allow_socket(identity.user).map_err(|wait_ms| (close::RATE_LIMITED, Some(wait_ms)))?;
     let session = SessionId(context.gate.next_id());
     let socket = Arc::new(Socket::new(session, identity.user, device, hello.rooms.as_deref(), identity.expires_at));
     socket.heard(context.hub.elapsed_s());
@@ -148,7 +168,7 @@ async fn admit(context: &Context, hello: &Hello, bearer: Option<String>) -> Resu
         }),
         false,
     );
-    Ok(socket)
+    Ok(Inside { hub: &context.hub, socket, _place: place })
 }
 
 /// Work beside reading and writing; boxed, for it is rare.

@@ -1,5 +1,7 @@
 //! `GET /v1/socket`: from HTTP to a session (RFC 6455 section 4.2).
 
+use std::net::IpAddr;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -10,6 +12,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::session::{self, Context};
+use crate::limits::Place;
 
 /// Why a request is no WebSocket handshake of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +23,13 @@ pub enum NotASocket {
     UnknownSubprotocol,
 }
 
-/// Answers the handshake and starts a session once the connection is the socket's. The caller has checked the Origin.
-pub fn upgrade(mut request: Request<Body>, context: Context) -> Result<Response<Body>, NotASocket> {
+/// Answers the handshake and starts a session once the connection is the socket's, which keeps its place as long as it
+/// lives. The caller has checked the Origin.
+pub fn upgrade(
+    mut request: Request<Body>,
+    context: Context,
+    place: Place<IpAddr>,
+) -> Result<Response<Body>, NotASocket> {
     let headers = request.headers();
     let key = handshake_key(headers).ok_or(NotASocket::NoHandshake)?;
     let subprotocol = subprotocol(headers)?;
@@ -33,6 +41,7 @@ pub fn upgrade(mut request: Request<Body>, context: Context) -> Result<Response<
             Ok(upgraded) => start(upgraded, context, bearer).await,
             Err(error) => tracing::debug!(%error, "a handshake was not finished"),
         }
+        drop(place);
     });
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
