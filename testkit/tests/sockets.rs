@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use hyper::Method;
 use schemas::Entropy;
+use schemas::limits::FRAME_MAX_BYTES;
 use serde_json::{Value, json};
 use testkit::client::{Person, Wire, new_id};
 use testkit::clock::Seeded;
@@ -280,6 +281,20 @@ async fn an_unknown_frame_is_answered_and_one_that_is_no_json_ends_the_socket() 
     wire.first("accepted").await?;
     wire.send_text("{").await?;
     ensure!(wire.close_code().await? == 4500);
+    cluster.stop().await
+}
+
+#[tokio::test]
+async fn a_frame_over_the_limit_closes_and_its_sender_reads_why() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let (ann, ..) = two_in_a_room(&cluster).await?;
+    // Several times: a connection closed with bytes unread would be reset, and whether the code is read before that
+    // is chance.
+    for _ in 0..10 {
+        let (mut wire, _) = ann.connect(json!({})).await?;
+        drop(wire.send_text(&"x".repeat(3 * FRAME_MAX_BYTES)).await);
+        ensure!(wire.close_code().await? == 1009);
+    }
     cluster.stop().await
 }
 

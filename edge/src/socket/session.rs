@@ -18,7 +18,7 @@ use schemas::signal::SignalKind;
 use schemas::{
     Action, Command, CommandId, DeviceId, EventId, Offset, ReplyTo, RoomId, Seq, SessionId, Timestamp, UserId,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
@@ -30,6 +30,9 @@ use crate::limits::Place;
 
 /// A client that takes nothing for so long is cut (I9).
 const WRITE_STALL: Duration = Duration::from_secs(10);
+
+/// Time for a client to take its close frame and to answer it.
+const PARTING: Duration = Duration::from_secs(2);
 
 /// Pause before reading again what could not be read.
 const RETRY: Duration = Duration::from_millis(250);
@@ -181,7 +184,7 @@ async fn serve<S>(
     context: &Context,
     socket: &Arc<Socket>,
     hello: Hello,
-) -> Option<(u16, Option<u32>)>
+) -> Option<Closing>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -347,8 +350,7 @@ where
             socket.give_back(frames);
             return true;
         }
-        let write = poll_fn(|cx| wire::poll_write_frames(stream.get_mut(), &mut frames, cx));
-        if !matches!(tokio::time::timeout(WRITE_STALL, write).await, Ok(Ok(()))) {
+        if wire::write_frames(stream.get_mut(), &mut frames, WRITE_STALL).await.is_err() {
             return false;
         }
         if oldest_us > 0 {
@@ -365,16 +367,21 @@ where
 {
     let mut frames = std::collections::VecDeque::from([wire::close(code, retry_after_ms)]);
     let goodbye = async {
-        if poll_fn(|cx| wire::poll_write_frames(stream.get_mut(), &mut frames, cx)).await.is_ok() {
-            while let Some(Ok(message)) = stream.next().await {
-                if matches!(message, Message::Close(_)) {
-                    break;
-                }
+        wire::write_frames(stream.get_mut(), &mut frames, PARTING).await?;
+        while let Some(Ok(message)) = stream.next().await {
+            if matches!(message, Message::Close(_)) {
+                return Ok(());
             }
         }
+        // What comes now can't be understood any more. It is taken all the same: a connection that is closed with bytes
+        // unread is reset, and the client might never read why.
+        stream.get_mut().shutdown().await?;
+        let mut unread = [0; 1_024];
+        while stream.get_mut().read(&mut unread).await? > 0 {}
+        std::io::Result::Ok(())
     };
     // A client that does not answer within this time has its connection cut: nothing of ours is lost by it.
-    drop(tokio::time::timeout(Duration::from_secs(2), goodbye).await);
+    drop(tokio::time::timeout(PARTING, goodbye).await);
 }
 
 /// The close code for what a client sent wrong; `None` where the connection is simply gone.

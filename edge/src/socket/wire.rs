@@ -2,9 +2,11 @@
 //! encoded once, whole, and shared by all sockets; what is due for a socket goes out in one vectored write.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use schemas::frame::{Control, EventView, ServerFrame};
@@ -62,13 +64,27 @@ fn frame(first: u8, payload: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// Writes as much of `frames` as the stream takes, front first. `Ready(Ok)`: all of it. What is written leaves the
-/// queue, the front frame's written part too, so that a frame cut in the middle is always finished first.
-pub fn poll_write_frames<S: AsyncWrite + Unpin>(
+/// Writes `frames`, front first. An error where the stream takes nothing at all for as long as `stall`: a client may be
+/// slow, each time that it takes something it has its time anew.
+pub async fn write_frames<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    frames: &mut VecDeque<Bytes>,
+    stall: Duration,
+) -> io::Result<()> {
+    while !frames.is_empty() {
+        tokio::time::timeout(stall, poll_fn(|context| poll_write_frames(stream, frames, context))).await??;
+    }
+    Ok(())
+}
+
+/// Writes as much of `frames` as the stream takes. `Ready(Ok)`: some of it, or all. What is written leaves the queue, the
+/// front frame's written part too, so that a frame cut in the middle is always finished first.
+fn poll_write_frames<S: AsyncWrite + Unpin>(
     stream: &mut S,
     frames: &mut VecDeque<Bytes>,
     context: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
+    let mut some = false;
     while !frames.is_empty() {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
@@ -80,8 +96,10 @@ pub fn poll_write_frames<S: AsyncWrite + Unpin>(
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Poll::Ready(Ok(written)) => written,
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending if some => return Poll::Ready(Ok(())),
             Poll::Pending => return Poll::Pending,
         };
+        some = true;
         while let Some(front) = frames.front_mut() {
             if written < front.len() {
                 // Splitting keeps the rest of this frame at the front.
@@ -143,7 +161,9 @@ mod tests {
             let expected: Vec<u8> = frames.iter().flat_map(|frame| frame.to_vec()).collect();
             let mut stream = Trickle { taken: Vec::new(), sizes };
             let mut context = Context::from_waker(std::task::Waker::noop());
-            while poll_write_frames(&mut stream, &mut frames, &mut context).is_pending() {}
+            while !frames.is_empty() {
+                prop_assert!(!matches!(poll_write_frames(&mut stream, &mut frames, &mut context), Poll::Ready(Err(_))));
+            }
             prop_assert_eq!(stream.taken, expected);
         }
     }

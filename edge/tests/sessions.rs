@@ -1,0 +1,238 @@
+//! One socket's session over a pipe in memory, with the whole installation behind it and time that stands still until
+//! everyone waits: its deadlines, to the second.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Person, World};
+use edge::Config;
+use edge::socket::session::{self, Context};
+use futures_util::{SinkExt as _, StreamExt as _};
+use schemas::limits::FRAME_MAX_BYTES;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, DuplexStream};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+/// What the pipe holds where that does not matter.
+const ROOMY: usize = 1 << 20;
+
+struct Client {
+    socket: WebSocketStream<DuplexStream>,
+    session: JoinHandle<()>,
+    began: Instant,
+}
+
+/// A session, and its client at the other end of a pipe that holds so many bytes.
+async fn connected(world: &World, pipe_bytes: usize) -> Client {
+    let (near, far) = tokio::io::duplex(pipe_bytes);
+    let context = Context { hub: world.app.hub.clone(), gate: world.app.clone() };
+    let session = tokio::spawn(async move {
+        let stream = WebSocketStream::from_raw_socket(far, Role::Server, Some(session::websocket_config())).await;
+        session::run(stream, context, None).await;
+    });
+    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    Client { socket, session, began: Instant::now() }
+}
+
+/// A session that is live.
+async fn live(world: &World, who: &Person, pipe_bytes: usize) -> Client {
+    let mut client = connected(world, pipe_bytes).await;
+    client.say(json!({"type": "hello", "token": who.token})).await;
+    while client.next().await.unwrap()["type"] != "live" {}
+    client.began = Instant::now();
+    client
+}
+
+impl Client {
+    async fn say(&mut self, frame: Value) {
+        self.socket.send(Message::text(frame.to_string())).await.unwrap();
+    }
+
+    /// The next frame, or the code that closes.
+    async fn next(&mut self) -> Result<Value, u16> {
+        match self.socket.next().await.unwrap().unwrap() {
+            Message::Text(text) => Ok(serde_json::from_str(&text).unwrap()),
+            Message::Close(Some(close)) => {
+                let reason: Value = serde_json::from_str(&close.reason).unwrap();
+                assert_eq!(reason["code"], u16::from(close.code));
+                Err(close.code.into())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Answers pings until the server closes or the time is over; the code, and when since it was live.
+    async fn faithful(&mut self, until: Duration) -> Option<(u16, u64)> {
+        let end = self.began + until;
+        loop {
+            match tokio::time::timeout_at(end, self.next()).await.ok()? {
+                Ok(frame) if frame["type"] == "ping" => self.say(json!({"type": "pong"})).await,
+                Ok(_) => {}
+                Err(code) => return Some((code, self.began.elapsed().as_secs())),
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_hello_within_10_s_the_socket_is_closed() {
+    let world = World::new().await;
+    let mut client = connected(&world, ROOMY).await;
+    assert_eq!(client.next().await, Err(4008));
+    assert_eq!(client.began.elapsed().as_secs(), 10);
+    client.session.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_hello_gives_no_more_time() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let mut client = connected(&world, ROOMY).await;
+    // WebSocket pings are no hello.
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        client.socket.send(Message::Ping(Vec::new().into())).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    client.say(json!({"type": "hello", "token": ada.token})).await;
+    let closed = loop {
+        match client.socket.next().await.unwrap().unwrap() {
+            Message::Close(Some(close)) => break u16::from(close.code),
+            Message::Pong(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(closed, 4008);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_frame_of_bytes_is_refused() {
+    let world = World::new().await;
+    let mut client = connected(&world, ROOMY).await;
+    client.socket.send(Message::binary(vec![1, 2, 3])).await.unwrap();
+    assert_eq!(client.next().await, Err(4500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_answers_no_ping_for_two_heartbeats_is_cut() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    let mut pings = 0;
+    let code = loop {
+        match client.next().await {
+            Ok(frame) if frame["type"] == "ping" => pings += 1,
+            Ok(_) => {}
+            Err(code) => break code,
+        }
+    };
+    assert_eq!(code, 4004);
+    assert!((2..=3).contains(&pings), "{pings}");
+    assert!((50..=52).contains(&client.began.elapsed().as_secs()), "{:?}", client.began.elapsed());
+    client.session.await.unwrap();
+    assert_eq!(world.app.hub.socket_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_answers_pings_stays() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    assert_eq!(client.faithful(Duration::from_secs(600)).await, None);
+    assert_eq!(world.app.hub.socket_count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_access_token_ends_the_socket_does() {
+    let world = World::with(Config { access_ttl_s: 60, ..Config::default() }).await;
+    let ada = world.person("ada").await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    let (code, second) = client.faithful(Duration::from_secs(600)).await.unwrap();
+    assert_eq!(code, 4001);
+    assert!((59..=61).contains(&second), "{second}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_token_in_time_keeps_the_socket() {
+    let world = World::with(Config { access_ttl_s: 60, ..Config::default() }).await;
+    let ada = world.person("ada").await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    assert_eq!(client.faithful(Duration::from_secs(40)).await, None);
+    let body = json!({"refresh_token": ada.refresh});
+    let fresh = common::person(&world.call("", "POST", "/v1/auth/refresh", body).await.is(200));
+    client.say(json!({"type": "authenticate", "token": fresh.token})).await;
+    let (code, second) = client.faithful(Duration::from_secs(600)).await.unwrap();
+    assert_eq!(code, 4001);
+    assert!((99..=101).contains(&second), "{second}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_somebody_else_ends_the_socket() {
+    let world = World::new().await;
+    let (ada, bob) = (world.person("ada").await, world.person("bob").await);
+    let mut client = live(&world, &ada, ROOMY).await;
+    client.say(json!({"type": "authenticate", "token": bob.token})).await;
+    assert_eq!(client.faithful(Duration::from_secs(5)).await.unwrap().0, 4501);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_over_the_limit_is_too_large() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    client.socket.send(Message::text("x".repeat(FRAME_MAX_BYTES))).await.unwrap();
+    assert_eq!(client.faithful(Duration::from_secs(5)).await.unwrap().0, 4500, "it may be as large as this");
+    let mut client = live(&world, &ada, ROOMY).await;
+    client.socket.send(Message::text("x".repeat(FRAME_MAX_BYTES + 1))).await.unwrap();
+    assert_eq!(client.faithful(Duration::from_secs(5)).await.unwrap().0, 1009);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_for_10_s_is_cut_and_nothing_is_kept_for_it() {
+    let world = World::new().await;
+    let (ada, bob) = (world.person("ada").await, world.person("bob").await);
+    let room = world.room(&ada, &[&bob], json!({})).await;
+    let client = live(&world, &bob, 1_024).await;
+    let began = Instant::now();
+    for _ in 0..20 {
+        world.say(&ada, &room, &"x".repeat(30_000)).await;
+    }
+    assert_eq!(world.app.hub.socket_count(), 1);
+    // The task's end is the end of all that it held; the hub has let go of the rest.
+    client.session.await.unwrap();
+    assert!((10..=11).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(world.app.hub.socket_count(), 0);
+    // What the pipe held has been sent, and then there is no more.
+    let mut pipe = client.socket.into_inner();
+    let mut sent = Vec::new();
+    pipe.read_to_end(&mut sent).await.unwrap();
+    assert!(sent.len() <= 1_024, "{}", sent.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_little_at_a_time_is_not_cut() {
+    let world = World::new().await;
+    let (ada, bob) = (world.person("ada").await, world.person("bob").await);
+    let room = world.room(&ada, &[&bob], json!({})).await;
+    let mut client = live(&world, &bob, 10_000).await;
+    let text = "x".repeat(60_000);
+    world.say(&ada, &room, &text).await;
+    let mut taken = Vec::new();
+    while taken.len() < text.len() {
+        // 5 s six times: longer in all than a client may take nothing.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut piece = vec![0; 10_000];
+        let length = client.socket.get_mut().read(&mut piece).await.unwrap();
+        taken.extend_from_slice(&piece[..length]);
+    }
+    assert!(client.began.elapsed() > Duration::from_secs(25));
+    assert!(!client.session.is_finished());
+    assert_eq!(world.app.hub.socket_count(), 1);
+}
