@@ -42,6 +42,8 @@ pub struct Hub {
     calls: Mutex<HashMap<Call, Vec<oneshot::Sender<Answer>>>>,
     /// Receipts that wait to be published, merged by maximum. One entry for each room and person at most.
     receipts: Mutex<ticks::Receipts>,
+    /// Sockets that hold frames which woke nobody: each at most once.
+    drowsy: Mutex<Vec<Arc<Socket>>>,
     /// Something for [`Hub::run`] to mend: a missed stretch, or a new owner of a partition.
     mend: Notify,
 }
@@ -93,6 +95,7 @@ impl Hub {
             state: Mutex::default(),
             calls: Mutex::default(),
             receipts: Mutex::default(),
+            drowsy: Mutex::default(),
             mend: Notify::new(),
         })
     }

@@ -19,6 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde::{Deserialize, Serialize};
 
@@ -166,6 +167,8 @@ fn connect(path: &Path, access: OpenFlags, cache_kib: usize) -> rusqlite::Result
     // Each connection stays with one thread, so that SQLite needs no locks around it.
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(CHECKPOINT_WAIT)?;
+    // Else a bound value may change the plan, and each new value has its statement parsed and planned again.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "cache_size", -rows::integer(cache_kib as u64))?;
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.set_prepared_statement_cache_capacity(64);

@@ -1,6 +1,7 @@
 //! Taking a batch from fanout: events to the sockets of their rooms, outcomes to those who asked, receipts and signals
 //! to whom they concern; and noticing what was missed (I6). One JSON encoding per event, shared by all sockets.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use schemas::frame::Control;
@@ -24,6 +25,7 @@ const SENDERS_KEPT: usize = 64;
 enum Due {
     Event(Arc<Event>, Arc<Vec<Arc<Socket>>>, Option<Arc<Socket>>),
     Frame(bytes::Bytes, Vec<Arc<Socket>>),
+    Receipt(bytes::Bytes, Vec<Arc<Socket>>),
     Joined(Arc<UserEvent>, Vec<Arc<Socket>>),
     Outcome(Arc<Outcome>, Arc<Socket>),
 }
@@ -120,6 +122,10 @@ impl Hub {
                     socket.push(frame.clone(), true);
                 }
             }
+            Due::Receipt(frame, sockets) => {
+                let drowsy = sockets.into_iter().filter(|socket| socket.push_drowsily(frame.clone()));
+                self.drowsy.lock().extend(drowsy);
+            }
             Due::Joined(event, sockets) => {
                 for socket in sockets {
                     socket.room_joined(event.room, event.seq);
@@ -158,7 +164,7 @@ impl State {
     fn gather_receipt(&mut self, receipt: &Receipt, due: &mut Vec<Due>) {
         let Some(room) = self.rooms.get_mut(&receipt.room) else { return };
         let known = room.receipts.entry(receipt.user).or_default();
-        let before = known.0;
+        let before = *known;
         *known = (known.0.max(receipt.delivered_seq), known.1.max(receipt.read_seq));
         let (delivered_seq, read_seq) = *known;
         let frame = wire::control(Control::Receipt {
@@ -172,20 +178,22 @@ impl State {
             room.sockets.iter().filter(|socket| socket.user != receipt.user).cloned().collect()
         } else {
             // In a large room only those hear of it whose messages it covers.
-            let covered: Vec<UserId> = room
+            let is_new = |seq: Seq| (before.0 < seq && seq <= delivered_seq) || (before.1 < seq && seq <= read_seq);
+            let covered: BTreeSet<UserId> = room
                 .senders
                 .iter()
-                .filter(|(seq, user)| *seq > before.min(read_seq) && *seq <= delivered_seq && *user != receipt.user)
+                .filter(|(seq, user)| *user != receipt.user && is_new(*seq))
                 .map(|(_, user)| *user)
                 .collect();
-            room.sockets.iter().filter(|socket| covered.contains(&socket.user)).cloned().collect()
+            let sockets = covered.iter().filter_map(|user| self.users.get(user)).flat_map(|user| &user.sockets);
+            sockets.filter(|socket| socket.wants(receipt.room)).cloned().collect()
         };
-        due.push(Due::Frame(frame, concerned));
+        due.push(Due::Receipt(frame, concerned));
         if receipt.read_seq > Seq::ZERO {
             let marker = wire::control(Control::ReadMarker { room: receipt.room, read_seq });
             let others = self.users.get(&receipt.user).into_iter().flat_map(|user| &user.sockets);
             let others = others.filter(|socket| socket.session != receipt.session).cloned().collect();
-            due.push(Due::Frame(marker, others));
+            due.push(Due::Receipt(marker, others));
         }
     }
 

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use schemas::frame::{Control, close};
-use schemas::limits::HEARTBEAT;
+use schemas::limits::{HEARTBEAT, RECEIPT_MEMBERS_MAX};
 use schemas::link::Lane;
 use schemas::receipt::Receipt;
 use schemas::signal::{Signal, SignalKind};
@@ -17,11 +18,20 @@ use super::Hub;
 use crate::socket::outbox::Socket;
 use crate::socket::wire;
 
-/// How often receipts are published; a large room's only each [`LARGE_ROOM_TICKS`].
+/// How often receipts are published, and frames that woke nobody are written at the latest.
 const TICK: Duration = Duration::from_millis(100);
 
-/// In a large room each receipt concerns many senders: one a second from each member is enough.
-const LARGE_ROOM_TICKS: u64 = 10;
+/// Ticks between two steps of one person in one room: in a busy room each message would otherwise cause as many
+/// receipts as it has receivers, each of them a record, a row and a frame for everyone. The first step after a rest
+/// waits for nothing but the tick.
+const STEP_TICKS: u64 = 10;
+
+/// The same where the step says that something was read, in a small room: a person did that, and another one waits
+/// to see it.
+const READ_STEP_TICKS: u64 = 2;
+
+/// The longest that a step waits for the next one in a large room, ticks.
+const LARGE_ROOM_STEP_TICKS_MAX: u64 = 100;
 
 /// Ticks to a second, the beat of heartbeats and deadlines.
 const TICKS_PER_S: u64 = 10;
@@ -38,9 +48,40 @@ const RECEIPTS_MAX: usize = 50_000;
 /// Receipts on their way out, and people whose last socket has gone.
 #[derive(Default)]
 pub(super) struct Receipts {
-    waiting: HashMap<(RoomId, UserId), (SessionId, Seq, Seq)>,
+    steps: HashMap<(RoomId, UserId), Step>,
     gone: Vec<(UserId, Vec<RoomId>, u64)>,
     ticks: u64,
+}
+
+/// One person's receipts in one room: what has not been published, and when the last step was.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    session: SessionId,
+    delivered: Seq,
+    read: Seq,
+    published: Option<u64>,
+}
+
+impl Step {
+    fn waits(&self) -> bool {
+        self.delivered.max(self.read) > Seq::ZERO
+    }
+
+    /// Whether it may go out, or be forgotten where nothing waits, at this tick.
+    fn is_due(&self, tick: u64, members: u32) -> bool {
+        let pause = match members.div_ceil(RECEIPT_MEMBERS_MAX) {
+            0 | 1 if self.read > Seq::ZERO => READ_STEP_TICKS,
+            // So a sender hears about as many a second of a large room as of a small one.
+            hundreds => (STEP_TICKS * u64::from(hundreds.max(1))).min(LARGE_ROOM_STEP_TICKS_MAX),
+        };
+        self.published.is_none_or(|published| tick >= published + pause)
+    }
+
+    /// Takes what waits.
+    fn publish(&mut self, tick: u64) -> (Seq, Seq) {
+        self.published = Some(tick);
+        (std::mem::take(&mut self.delivered), std::mem::take(&mut self.read))
+    }
 }
 
 impl Hub {
@@ -53,6 +94,7 @@ impl Hub {
             tokio::select! {
                 _ = ticks.tick() => {
                     count += 1;
+                    self.nudge();
                     self.publish_receipts(count).await;
                     self.mend().await;
                     if count.is_multiple_of(TICKS_PER_S) {
@@ -68,47 +110,58 @@ impl Hub {
     /// A person has got further in a room. Both are cumulative; zero says nothing.
     pub fn receipt(&self, socket: &Socket, room: RoomId, delivered: Seq, read: Seq) {
         let mut receipts = self.receipts.lock();
-        if receipts.waiting.len() >= RECEIPTS_MAX {
+        let key = (room, socket.user);
+        if receipts.steps.len() >= RECEIPTS_MAX && !receipts.steps.contains_key(&key) {
             // They are maxima: the client's next one says as much.
             return;
         }
-        let waiting = receipts.waiting.entry((room, socket.user)).or_insert((socket.session, Seq::ZERO, Seq::ZERO));
-        *waiting = (socket.session, waiting.1.max(delivered), waiting.2.max(read));
+        let step = receipts.steps.entry(key).or_insert(Step {
+            session: socket.session,
+            delivered: Seq::ZERO,
+            read: Seq::ZERO,
+            published: None,
+        });
+        step.session = socket.session;
+        step.delivered = step.delivered.max(delivered);
+        step.read = step.read.max(read);
     }
 
-    async fn publish_receipts(&self, count: u64) {
-        let due: Vec<Receipt> = {
+    async fn publish_receipts(&self, tick: u64) {
+        let mut by_partition: HashMap<Partition, Vec<stream::Record>> = HashMap::new();
+        {
             let at = self.deps.clock.now();
-            let large_rooms_too = count.is_multiple_of(LARGE_ROOM_TICKS);
             let state = self.state.lock();
             let mut receipts = self.receipts.lock();
-            receipts.ticks = count;
-            let is_due = |(room, _): &(RoomId, UserId)| {
-                large_rooms_too || state.rooms.get(room).is_none_or(super::Room::is_small)
-            };
-            receipts
-                .waiting
-                .extract_if(|key, _| is_due(key))
-                .map(|((room, user), (session, delivered_seq, read_seq))| Receipt {
-                    room,
-                    user,
-                    session,
-                    delivered_seq,
-                    read_seq,
-                    at,
-                })
-                .collect()
-        };
-        let mut by_partition: HashMap<Partition, Vec<stream::Record>> = HashMap::new();
-        for receipt in due {
-            let key = *receipt.room.as_bytes();
-            by_partition.entry(self.partition(&key)).or_default().push(stream::Record { key, value: receipt.encode() });
+            receipts.ticks = tick;
+            receipts.steps.retain(|(room, user), step| {
+                if !step.is_due(tick, state.rooms.get(room).map_or(0, |room| room.member_count)) {
+                    return true;
+                }
+                if !step.waits() {
+                    return false;
+                }
+                let (session, (delivered_seq, read_seq)) = (step.session, step.publish(tick));
+                let receipt = Receipt { room: *room, user: *user, session, delivered_seq, read_seq, at };
+                let record = stream::Record { key: *room.as_bytes(), value: receipt.encode() };
+                by_partition.entry(self.partition(&record.key)).or_default().push(record);
+                true
+            });
         }
-        for (partition, records) in by_partition {
-            if let Err(error) = self.log().append(Topic::Receipts, partition, records).await {
+        // Side by side, so that the engine makes them durable together.
+        let appends =
+            by_partition.into_iter().map(|(partition, records)| self.log().append(Topic::Receipts, partition, records));
+        for appended in join_all(appends).await {
+            if let Err(error) = appended {
                 // They are maxima: the client's next one says as much.
                 tracing::warn!(%error, "receipts could not be published");
             }
+        }
+    }
+
+    /// Wakes the sockets that hold frames which woke nobody.
+    fn nudge(&self) {
+        for socket in std::mem::take(&mut *self.drowsy.lock()) {
+            socket.nudge();
         }
     }
 
@@ -248,5 +301,41 @@ impl Hub {
             Lane::Users => state.users.keys().map(|user| *user.as_bytes()).collect(),
         };
         keys.into_iter().filter(|key| self.partition(key) == partition).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(read: Seq, published: Option<u64>) -> Step {
+        Step { session: SessionId::NIL, delivered: Seq(9), read, published }
+    }
+
+    fn pause(members: u32, read: Seq) -> u64 {
+        (0..1_000).find(|tick| step(read, Some(0)).is_due(*tick, members)).unwrap_or(u64::MAX)
+    }
+
+    #[test]
+    fn the_first_step_after_a_rest_goes_out_at_once_whatever_the_room() {
+        assert!(step(Seq::ZERO, None).is_due(1, 10));
+        assert!(step(Seq::ZERO, None).is_due(1, 100_000));
+    }
+
+    #[test]
+    fn later_steps_wait_longer_the_larger_the_room_and_less_where_something_was_read() {
+        assert_eq!(pause(10, Seq::ZERO), STEP_TICKS);
+        assert_eq!(pause(10, Seq(9)), READ_STEP_TICKS);
+        assert_eq!(pause(101, Seq(9)), 2 * STEP_TICKS);
+        assert_eq!(pause(1_000, Seq::ZERO), 10 * STEP_TICKS);
+        assert_eq!(pause(1_000_000, Seq::ZERO), LARGE_ROOM_STEP_TICKS_MAX);
+    }
+
+    #[test]
+    fn what_was_published_waits_no_more() {
+        let mut step = step(Seq(8), None);
+        assert_eq!(step.publish(7), (Seq(9), Seq(8)));
+        assert!(!step.waits());
+        assert_eq!(step.published, Some(7));
     }
 }

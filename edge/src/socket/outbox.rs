@@ -175,6 +175,25 @@ impl Socket {
         }
     }
 
+    /// Queues a frame that can wait for the next one's write, or for [`Socket::nudge`]; it is dropped where the socket
+    /// is lagging. `true`: this is the first one, and nothing else will see to it.
+    pub fn push_drowsily(&self, frame: Bytes) -> bool {
+        let mut state = self.state.lock();
+        if state.bytes + frame.len() > OUTBOX_MAX_BYTES / 2 {
+            return false;
+        }
+        let first = state.frames.is_empty();
+        state.push(frame);
+        first
+    }
+
+    /// Has what waits written.
+    pub fn nudge(&self) {
+        if self.state.lock().bytes > 0 {
+            self.wake.notify_one();
+        }
+    }
+
     /// Asks the session to close the socket with this code.
     pub fn close(&self, code: u16, retry_after_ms: Option<u32>) {
         self.state.lock().closing.get_or_insert((code, retry_after_ms));

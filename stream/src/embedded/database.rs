@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 use schemas::{Offset, Partition, Topic};
 
@@ -281,6 +282,11 @@ pub(super) fn set_number(connection: &Connection, name: &str, value: u32) -> Res
     connection.execute("INSERT OR REPLACE INTO number VALUES (?1, ?2, ?3)", params![name, value, sum]).map(drop)
 }
 
+/// Without this a bound value may change the plan, and each new value has its statement parsed and planned again.
+fn keep_plans(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
+}
+
 /// Opens or makes the database for its one writer.
 pub(super) fn open(file: &Path) -> Result<(Connection, Found), OpenError> {
     let sqlite = |source| OpenError::Sqlite { file: file.to_owned(), source };
@@ -291,6 +297,7 @@ pub(super) fn open(file: &Path) -> Result<(Connection, Found), OpenError> {
         )?;
         // Only a checkpoint ever waits, for a reader that holds an old snapshot; it is tried again later.
         connection.busy_timeout(Duration::from_millis(250))?;
+        keep_plans(&connection)?;
         let form = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         Ok((connection, form))
     };
@@ -340,6 +347,7 @@ pub(super) fn open_reader(file: &Path) -> Result<Connection, OpenError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(file, flags)?;
         connection.busy_timeout(Duration::from_secs(5))?;
+        keep_plans(&connection)?;
         connection.execute_batch("PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;")?;
         Ok(connection)
     };
