@@ -1,8 +1,9 @@
 //! The WebSocket side of the edge. In reading order: `splice` (a room's cursor, pure), `wire` (frames as bytes and
-//! how they reach the network), `outbox` (what waits for one socket), `session` (one socket's life), `catch_up` (reading
+//! how they reach the network), `frames` (how a client's are read), `outbox` (what waits for one socket), `session` (one socket's life), `catch_up` (reading
 //! what a socket missed), `upgrade` (from HTTP to a session).
 
 pub mod catch_up;
+pub mod frames;
 pub mod outbox;
 pub mod session;
 pub mod splice;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::{Person, World};
 use edge::Config;
+use edge::socket::frames::Link;
 use edge::socket::session::{self, Context};
 use futures_util::{SinkExt as _, StreamExt as _};
 use schemas::limits::FRAME_MAX_BYTES;
@@ -34,8 +35,7 @@ async fn connected(world: &World, pipe_bytes: usize) -> Client {
     let (near, far) = tokio::io::duplex(pipe_bytes);
     let context = Context { hub: world.app.hub.clone(), gate: world.app.clone() };
     let session = tokio::spawn(async move {
-        let stream = WebSocketStream::from_raw_socket(far, Role::Server, Some(session::websocket_config())).await;
-        session::run(stream, context, None).await;
+        session::run(Link::new(far, &[]), context, None, ()).await;
     });
     let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
     Client { socket, session, began: Instant::now() }

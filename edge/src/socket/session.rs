@@ -1,16 +1,16 @@
 //! One socket's life: hello, welcome, what was missed, `live`, and then frames both ways until it closes. One task; what
 //! it holds while nothing happens is small, for there may be many thousands of it: longer work is boxed while it lasts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use schemas::frame::{ClientFrame, Control, FrameLimits, Hello, close};
-use schemas::limits::{COMMAND_DEADLINE, CONTENT_MAX_BYTES, FRAME_MAX_BYTES, HEARTBEAT, HELLO_TIMEOUT};
+use schemas::limits::{COMMAND_DEADLINE, CONTENT_MAX_BYTES, HEARTBEAT, HELLO_TIMEOUT};
 use schemas::link::{Lane, Unavailable};
 use schemas::message::{Content, Message as Text};
 use schemas::outcome::RejectCode;
@@ -19,10 +19,8 @@ use schemas::{
     Action, Command, CommandId, DeviceId, EventId, Offset, ReplyTo, RoomId, Seq, SessionId, Timestamp, UserId,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
+use super::frames::{Fault, Incoming, Link};
 use super::outbox::Socket;
 use super::{Gate, catch_up, wire};
 use crate::hub::Hub;
@@ -43,19 +41,6 @@ const TRIES: u32 = 20;
 /// Rooms that a person has left unseen and is told of at once; the rest, if anybody has so many, next time.
 const LEFT_MAX: usize = 100;
 
-/// Buffer of an idle socket, bytes: most client frames are receipts and pongs. It grows for a larger frame.
-const READ_BUFFER_BYTES: usize = 512;
-
-/// How sockets are read: small buffers, bounded frames. Nothing but pongs and close replies is written through it.
-pub fn websocket_config() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_write_buffer_size(FRAME_MAX_BYTES)
-        .max_message_size(Some(FRAME_MAX_BYTES))
-        .max_frame_size(Some(FRAME_MAX_BYTES))
-}
-
 /// What a session is handed.
 #[derive(Clone)]
 pub struct Context {
@@ -65,17 +50,51 @@ pub struct Context {
     pub gate: Arc<dyn Gate>,
 }
 
-/// Serves one socket until it closes. `bearer`: the token of its Authorization header.
-pub async fn run<S>(mut stream: WebSocketStream<S>, context: Context, bearer: Option<String>)
+/// Serves one socket until it closes. `bearer`: the token of its Authorization header. `kept` is dropped when it has
+/// ended.
+///
+/// No `async fn`, which keeps each argument twice: as it was handed over, and as it is used. What this answers is as large
+/// as a socket's task, for as long as the socket lives.
+#[expect(clippy::manual_async_fn, reason = "see above")]
+pub fn run<S, K>(
+    mut link: Link<S>,
+    context: Context,
+    bearer: Option<String>,
+    kept: K,
+) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    K: Send + 'static,
 {
-    let Some((inside, hello)) = Box::pin(open(&mut stream, &context, bearer)).await else { return };
-    let code = serve(&mut stream, &context, &inside.socket, hello).await;
-    drop(inside);
-    if let Some((code, retry_after_ms)) = code {
-        context.hub.metrics().closed.with_label_values(&[code.to_string()]).inc();
-        Box::pin(part(&mut stream, code, retry_after_ms)).await;
+    async move {
+        let _ = &kept;
+        let end = match Box::pin(open(&mut link, &context, bearer)).await {
+            Ok((inside, beginning)) => serve(&mut link, &context, &inside.socket, beginning).await,
+            Err(end) => end,
+        };
+        if !matches!(end, End::Gone) {
+            Box::pin(part(&mut link, &context, end)).await;
+        }
+    }
+}
+
+/// How a socket ends.
+enum End {
+    /// The client has gone, or takes nothing.
+    Gone,
+    /// The client has said goodbye: the payload of its close frame.
+    Left(Bytes),
+    /// We close it: the code, and when to come back, ms.
+    Closed(u16, Option<u32>),
+}
+
+impl From<Fault> for End {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Gone => Self::Gone,
+            Fault::BadFrame => Self::Closed(close::BAD_FRAME, None),
+            Fault::TooLarge => Self::Closed(close::TOO_LARGE, None),
+        }
     }
 }
 
@@ -92,71 +111,57 @@ impl Drop for Inside<'_> {
     }
 }
 
-/// Reads the first frame and lets the person in.
+/// Reads the first frame and lets the person in; what there is to do first comes with it.
 async fn open<'a, S>(
-    stream: &mut WebSocketStream<S>,
+    link: &mut Link<S>,
     context: &'a Context,
     bearer: Option<String>,
-) -> Option<(Inside<'a>, Hello)>
+) -> Result<(Inside<'a>, Work), End>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let hello = match tokio::time::timeout(HELLO_TIMEOUT, first_frame(stream)).await {
-        Ok(Ok(hello)) => hello,
-        Ok(Err(None)) => return None,
-        Ok(Err(Some(code))) => {
-            part(stream, code, None).await;
-            return None;
-        }
-        Err(_) => {
-            part(stream, close::NO_HELLO, None).await;
-            return None;
-        }
-    };
-    match admit(context, &hello, bearer).await {
-        Ok(inside) => Some((inside, hello)),
-        Err((code, retry_after_ms)) => {
-            context.hub.metrics().closed.with_label_values(&[code.to_string()]).inc();
-            part(stream, code, retry_after_ms).await;
-            None
-        }
-    }
+    let hello = tokio::time::timeout(HELLO_TIMEOUT, first_frame(link)).await;
+    let hello = hello.unwrap_or(Err(End::Closed(close::NO_HELLO, None)))?;
+    let inside = admit(context, &hello, bearer).await?;
+    let beginning = Box::pin(begin(context.clone(), Arc::clone(&inside.socket), hello));
+    Ok((inside, beginning))
 }
 
-/// The hello, or the code to close with, or `None` where the client has gone.
-async fn first_frame<S>(stream: &mut WebSocketStream<S>) -> Result<Hello, Option<u16>>
+async fn first_frame<S>(link: &mut Link<S>) -> Result<Hello, End>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     loop {
-        match stream.next().await {
-            Some(Ok(Message::Text(text))) => {
-                return match serde_json::from_str(text.as_str()) {
+        match link.next().await? {
+            Incoming::Text(text) => {
+                return match serde_json::from_str(&text) {
                     Ok(ClientFrame::Hello(hello)) => Ok(hello),
-                    _ => Err(Some(close::BAD_FRAME)),
+                    _ => Err(End::Closed(close::BAD_FRAME, None)),
                 };
             }
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Close(_))) | None => return Err(None),
-            Some(Ok(_)) => return Err(Some(close::BAD_FRAME)),
-            Some(Err(error)) => return Err(code_of(&error)),
+            Incoming::Ping(payload) => {
+                let mut pong = VecDeque::from([wire::pong(&payload)]);
+                wire::write_frames(&mut link.stream, &mut pong, WRITE_STALL).await.map_err(|_| End::Gone)?;
+            }
+            Incoming::Pong => {}
+            Incoming::Close(payload) => return Err(End::Left(payload)),
+            Incoming::Binary => return Err(End::Closed(close::BAD_FRAME, None)),
         }
     }
 }
 
-/// A close code, and when to come back, ms.
-type Closing = (u16, Option<u32>);
-
 /// Who is it, and with which device? Have they room for one more socket?
-async fn admit<'a>(context: &'a Context, hello: &Hello, bearer: Option<String>) -> Result<Inside<'a>, Closing> {
-    let token = bearer.as_deref().or(hello.token.as_deref()).ok_or((close::TOKEN_INVALID, None))?;
-    let identity = context.gate.authenticate(token).await.map_err(|code| (code, None))?;
+async fn admit<'a>(context: &'a Context, hello: &Hello, bearer: Option<String>) -> Result<Inside<'a>, End> {
+    let refuse = |code| End::Closed(code, None);
+    let token = bearer.as_deref().or(hello.token.as_deref()).ok_or(refuse(close::TOKEN_INVALID))?;
+    let identity = context.gate.authenticate(token).await.map_err(refuse)?;
     let device = match (identity.device, hello.device) {
-        (Some(own), Some(said)) if own != said => return Err((close::TOKEN_INVALID, None)),
+        (Some(own), Some(said)) if own != said => return Err(refuse(close::TOKEN_INVALID)),
         (Some(device), _) | (None, Some(device)) => device,
         (None, None) => DeviceId(context.gate.next_id()),
     };
-    let place = context.gate.allow_socket(identity.user).map_err(|wait_ms| (close::RATE_LIMITED, Some(wait_ms)))?;
+    let place = context.gate.allow_socket(identity.user);
+    let place = place.map_err(|wait_ms| End::Closed(close::RATE_LIMITED, Some(wait_ms)))?;
     let session = SessionId(context.gate.next_id());
     let socket = Arc::new(Socket::new(session, identity.user, device, hello.rooms.as_deref(), identity.expires_at));
     socket.heard(context.hub.elapsed_s());
@@ -177,45 +182,31 @@ async fn admit<'a>(context: &'a Context, hello: &Hello, bearer: Option<String>) 
 /// Work beside reading and writing; boxed, for it is rare.
 type Work = BoxFuture<'static, Result<(), Unavailable>>;
 
-/// The loop: write what waits, do what there is to do, read what comes. Answers the code to close with, or `None` where
-/// the client has gone.
-async fn serve<S>(
-    stream: &mut WebSocketStream<S>,
-    context: &Context,
-    socket: &Arc<Socket>,
-    hello: Hello,
-) -> Option<Closing>
+/// The loop: write what waits, do what there is to do, read what comes.
+async fn serve<S>(link: &mut Link<S>, context: &Context, socket: &Arc<Socket>, beginning: Work) -> End
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut work: Option<Work> = Some(Box::pin(begin(context.clone(), Arc::clone(socket), hello)));
+    let mut work = Some(beginning);
     let mut live = false;
     let mut failures = 0;
     loop {
-        if !flush(stream, context, socket).await {
-            return None;
+        if !flush(&mut link.stream, context, socket).await {
+            return End::Gone;
         }
-        if let Some(closing) = socket.closing() {
-            return Some(closing);
+        if let Some((code, retry_after_ms)) = socket.closing() {
+            return End::Closed(code, retry_after_ms);
         }
         if work.is_none() && socket.has_work() && socket.has_room() {
             work = Some(Box::pin(step(context.clone(), Arc::clone(socket), failures > 0)));
         }
         tokio::select! {
             () = socket.woken() => {}
-            frame = stream.next() => {
-                socket.heard(context.hub.elapsed_s());
-                match frame {
-                    Some(Ok(Message::Text(text))) => handle(context, socket, text.as_str()).await,
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                    Some(Ok(Message::Binary(_) | Message::Frame(_))) => socket.close(close::BAD_FRAME, None),
-                    Some(Ok(Message::Close(_))) | None => return None,
-                    Some(Err(error)) => match code_of(&error) {
-                        Some(code) => socket.close(code, None),
-                        None => return None,
-                    },
-                }
-            }
+            incoming = link.next() => match took(context, socket, incoming) {
+                Ok(None) => {}
+                Ok(Some(rest)) => rest.await,
+                Err(end) => return end,
+            },
             done = poll_fn(|cx| work.as_mut().map_or(Poll::Pending, |work| work.as_mut().poll(cx))) => {
                 work = None;
                 match done {
@@ -228,7 +219,7 @@ where
                     socket.still_behind();
                 } else if !live && !socket.has_work() {
                     live = true;
-                    go_live(context, socket).await;
+                    go_live(context, socket);
                 }
             }
         }
@@ -329,7 +320,7 @@ async fn step(context: Context, socket: Arc<Socket>, after_failure: bool) -> Res
 }
 
 /// Everything missed has been sent.
-async fn go_live(context: &Context, socket: &Arc<Socket>) {
+fn go_live(context: &Context, socket: &Arc<Socket>) {
     let at = context.hub.deps().clock.now();
     for room in socket.rooms() {
         for (user, (delivered_seq, read_seq)) in context.hub.receipts_of(room) {
@@ -340,9 +331,9 @@ async fn go_live(context: &Context, socket: &Arc<Socket>) {
 }
 
 /// Writes everything that waits. `false`: the client takes nothing or has gone.
-async fn flush<S>(stream: &mut WebSocketStream<S>, context: &Context, socket: &Socket) -> bool
+async fn flush<S>(stream: &mut S, context: &Context, socket: &Socket) -> bool
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncWrite + Unpin,
 {
     loop {
         let (mut frames, oldest_us) = socket.take_frames();
@@ -350,7 +341,7 @@ where
             socket.give_back(frames);
             return true;
         }
-        if wire::write_frames(stream.get_mut(), &mut frames, WRITE_STALL).await.is_err() {
+        if wire::write_frames(stream, &mut frames, WRITE_STALL).await.is_err() {
             return false;
         }
         if oldest_us > 0 {
@@ -361,48 +352,75 @@ where
 }
 
 /// Says goodbye: the close frame, and then what the client still had to say is read away for a moment.
-async fn part<S>(stream: &mut WebSocketStream<S>, code: u16, retry_after_ms: Option<u32>)
+async fn part<S>(link: &mut Link<S>, context: &Context, end: End)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut frames = std::collections::VecDeque::from([wire::close(code, retry_after_ms)]);
+    let (frame, answered) = match end {
+        End::Gone => return,
+        End::Left(payload) => (wire::close_answer(&payload), true),
+        End::Closed(code, retry_after_ms) => {
+            context.hub.metrics().closed.with_label_values(&[code.to_string()]).inc();
+            (wire::close(code, retry_after_ms), false)
+        }
+    };
     let goodbye = async {
-        wire::write_frames(stream.get_mut(), &mut frames, PARTING).await?;
-        while let Some(Ok(message)) = stream.next().await {
-            if matches!(message, Message::Close(_)) {
-                return Ok(());
+        wire::write_frames(&mut link.stream, &mut VecDeque::from([frame]), PARTING).await?;
+        if answered {
+            return Ok(());
+        }
+        loop {
+            match link.next().await {
+                Ok(Incoming::Close(_)) | Err(Fault::Gone) => return Ok(()),
+                Ok(_) => {}
+                Err(Fault::BadFrame | Fault::TooLarge) => break,
             }
         }
         // What comes now can't be understood any more. It is taken all the same: a connection that is closed with bytes
         // unread is reset, and the client might never read why.
-        stream.get_mut().shutdown().await?;
+        link.stream.shutdown().await?;
         let mut unread = [0; 1_024];
-        while stream.get_mut().read(&mut unread).await? > 0 {}
+        while link.stream.read(&mut unread).await? > 0 {}
         std::io::Result::Ok(())
     };
     // A client that does not answer within this time has its connection cut: nothing of ours is lost by it.
     drop(tokio::time::timeout(PARTING, goodbye).await);
 }
 
-/// The close code for what a client sent wrong; `None` where the connection is simply gone.
-fn code_of(error: &WsError) -> Option<u16> {
-    match error {
-        WsError::Capacity(_) => Some(close::TOO_LARGE),
-        WsError::Protocol(_) | WsError::Utf8(_) => Some(close::BAD_FRAME),
-        _ => None,
+/// What is left to do of a frame, where it has to wait for something; boxed, for most frames are receipts and pongs.
+type Rest<'a> = BoxFuture<'a, ()>;
+
+/// What has come from the client.
+fn took<'a>(
+    context: &'a Context,
+    socket: &'a Arc<Socket>,
+    incoming: Result<Incoming, Fault>,
+) -> Result<Option<Rest<'a>>, End> {
+    socket.heard(context.hub.elapsed_s());
+    match incoming? {
+        Incoming::Text(text) => return Ok(handle(context, socket, &text)),
+        // Where too much waits already this client takes nothing, and pings to no end.
+        Incoming::Ping(payload) => socket.push(wire::pong(&payload), true),
+        Incoming::Pong => {}
+        Incoming::Close(payload) => return Err(End::Left(payload)),
+        Incoming::Binary => return Err(End::Closed(close::BAD_FRAME, None)),
     }
+    Ok(None)
 }
 
 /// One client frame.
-async fn handle(context: &Context, socket: &Arc<Socket>, text: &str) {
+fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str) -> Option<Rest<'a>> {
     let frame = match serde_json::from_str::<ClientFrame>(text) {
         Ok(frame) => frame,
-        Err(error) => return refuse(context, socket, text, &error),
+        Err(error) => {
+            refuse(context, socket, text, &error);
+            return None;
+        }
     };
     let hub = &context.hub;
     match frame {
         ClientFrame::Send { room, client_msg_id, content, reply_to } => {
-            Box::pin(send(context, socket, room, client_msg_id, content, reply_to)).await;
+            return Some(Box::pin(send(context, socket, room, client_msg_id, content, reply_to)));
         }
         ClientFrame::Delivered { room, seq } => {
             if let Some(seq) = socket.receipt(room, seq) {
@@ -417,17 +435,24 @@ async fn handle(context: &Context, socket: &Arc<Socket>, text: &str) {
         }
         ClientFrame::Typing { room } => {
             if socket.follows(room) && socket.may_signal(hub.elapsed_s()) {
-                Box::pin(hub.signal(socket.user, socket.session, SignalKind::Typing, &[room])).await;
+                return Some(Box::pin(async move {
+                    hub.signal(socket.user, socket.session, SignalKind::Typing, &[room]).await;
+                }));
             }
         }
         ClientFrame::Pong {} => {}
-        ClientFrame::Authenticate { token } => match Box::pin(context.gate.authenticate(&token)).await {
-            Ok(identity) if identity.user == socket.user => socket.renew(identity.expires_at),
-            Ok(_) => socket.close(close::TOKEN_INVALID, None),
-            Err(code) => socket.close(code, None),
-        },
+        ClientFrame::Authenticate { token } => {
+            return Some(Box::pin(async move {
+                match context.gate.authenticate(&token).await {
+                    Ok(identity) if identity.user == socket.user => socket.renew(identity.expires_at),
+                    Ok(_) => socket.close(close::TOKEN_INVALID, None),
+                    Err(code) => socket.close(code, None),
+                }
+            }));
+        }
         ClientFrame::Hello(_) => error(socket, "unexpected_hello", "hello is the first frame only"),
     }
+    None
 }
 
 /// A frame of unknown type or with wrong fields is answered; what is no JSON object ends the socket (protocol.md).
@@ -484,5 +509,24 @@ async fn send(
     if hub.publish(&command).await.is_err() {
         socket.send_failed(client_msg_id);
         reject(RejectCode::Unavailable, "it could not be published, send again under the same id", Some(1_000));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    fn size_of_answer<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// A socket's task is allocated as large as its future can ever be, and lives as long as the socket: what is needed
+    /// only for a while (the hello, a send, a timer) is boxed while it lasts.
+    #[test]
+    fn an_idle_session_is_small() {
+        let size = size_of_answer(run::<TcpStream, ()>);
+        assert!(size <= 576, "{size} bytes");
     }
 }

@@ -1,18 +1,14 @@
 //! `GET /v1/socket`: from HTTP to a session (RFC 6455 section 4.2).
 
-use std::net::IpAddr;
-
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use schemas::frame::SUBPROTOCOL;
 use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
+use super::frames::Link;
 use super::session::{self, Context};
-use crate::limits::Place;
 
 /// Why a request is no WebSocket handshake of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +19,12 @@ pub enum NotASocket {
     UnknownSubprotocol,
 }
 
-/// Answers the handshake and starts a session once the connection is the socket's, which keeps its place as long as it
+/// Answers the handshake and starts a session once the connection is the socket's, which keeps `kept` as long as it
 /// lives. The caller has checked the Origin.
-pub fn upgrade(
+pub fn upgrade<K: Send + 'static>(
     mut request: Request<Body>,
     context: Context,
-    place: Place<IpAddr>,
+    kept: K,
 ) -> Result<Response<Body>, NotASocket> {
     let headers = request.headers();
     let key = handshake_key(headers).ok_or(NotASocket::NoHandshake)?;
@@ -37,11 +33,17 @@ pub fn upgrade(
     let accept = derive_accept_key(key.as_bytes());
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        match upgraded.await {
-            Ok(upgraded) => start(upgraded, context, bearer).await,
-            Err(error) => tracing::debug!(%error, "a handshake was not finished"),
+        let link = match upgraded.await {
+            Ok(upgraded) => take_over(upgraded),
+            Err(error) => {
+                tracing::debug!(%error, "a handshake was not finished");
+                None
+            }
+        };
+        if let Some(link) = link {
+            // A task of its own: what the handshake needed does not live as long as the socket.
+            tokio::spawn(session::run(link, context, bearer, kept));
         }
-        drop(place);
     });
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -58,22 +60,18 @@ pub fn upgrade(
 }
 
 /// Takes the connection out of hyper, its buffers with it: an idle socket shall not pay for them.
-async fn start(upgraded: hyper::upgrade::Upgraded, context: Context, bearer: Option<String>) {
+fn take_over(upgraded: hyper::upgrade::Upgraded) -> Option<Link<TcpStream>> {
     let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
         tracing::error!("a socket came over a connection of unknown kind");
-        return;
+        return None;
     };
     let stream = parts.io.into_inner();
     // Messages are gathered into one write already; waiting for more would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a socket went at once");
-        return;
+        return None;
     }
-    let config = session::websocket_config();
-    let read = parts.read_buf.to_vec();
-    drop(parts.read_buf);
-    let stream = WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await;
-    session::run(stream, context, bearer).await;
+    Some(Link::new(stream, &parts.read_buf))
 }
 
 fn handshake_key(headers: &HeaderMap) -> Option<String> {

@@ -18,6 +18,7 @@ const SLICES_MAX: usize = 128;
 
 const TEXT: u8 = 0x81;
 const CLOSE: u8 = 0x88;
+const PONG: u8 = 0x8A;
 
 /// A durable event as a whole text frame.
 pub fn event(view: &EventView) -> Bytes {
@@ -39,6 +40,16 @@ pub fn close(code: u16, retry_after_ms: Option<u32>) -> Bytes {
     payload.put_u16(code);
     payload.put_slice(reason.as_bytes());
     frame(CLOSE, &payload)
+}
+
+/// The answer to a close frame, which repeats its payload.
+pub fn close_answer(payload: &[u8]) -> Bytes {
+    frame(CLOSE, payload)
+}
+
+/// The answer to a ping of WebSocket's own, which repeats its payload.
+pub fn pong(payload: &[u8]) -> Bytes {
+    frame(PONG, payload)
 }
 
 fn text<T: Serialize>(value: &T) -> Bytes {
@@ -72,7 +83,14 @@ pub async fn write_frames<S: AsyncWrite + Unpin>(
     stall: Duration,
 ) -> io::Result<()> {
     while !frames.is_empty() {
-        tokio::time::timeout(stall, poll_fn(|context| poll_write_frames(stream, frames, context))).await??;
+        // Nearly always the kernel takes it all at once; a timer is set, and room made for it, only where it does not.
+        match poll_fn(|context| Poll::Ready(poll_write_frames(stream, frames, context))).await {
+            Poll::Ready(written) => written?,
+            Poll::Pending => {
+                let some = poll_fn(|context| poll_write_frames(stream, frames, context));
+                Box::pin(tokio::time::timeout(stall, some)).await??;
+            }
+        }
     }
     Ok(())
 }
