@@ -11,6 +11,7 @@ use schemas::frame::close;
 use schemas::{DeviceId, Timestamp, UserId};
 use store::accounts::Taken;
 use store::devices::RevocationReason;
+use tokio::sync::Semaphore;
 
 use crate::accounts;
 use crate::auth::keys::Keys;
@@ -66,6 +67,8 @@ pub struct App {
     pub(crate) tokens: Tokens,
     pub(crate) revocations: Revocations,
     pub(crate) passwords: Arc<dyn PasswordHasher>,
+    /// Places for sockets, held from the upgrade on.
+    pub(crate) sockets: Arc<Semaphore>,
     known_external: Mutex<HashSet<UserId>>,
 }
 
@@ -88,6 +91,7 @@ impl App {
         if config.limits.is_none() {
             tracing::warn!("rate limits are off: for load tests only");
         }
+        let sockets = Arc::new(Semaphore::new(config.connections_max));
         let known_external = Mutex::default();
         Ok(Arc::new(Self {
             deps,
@@ -100,6 +104,7 @@ impl App {
             tokens,
             revocations,
             passwords,
+            sockets,
             known_external,
         }))
     }

@@ -1,12 +1,15 @@
 //! From HTTP to a socket: who may open one; the rest is [`crate::socket`].
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use prometheus::IntGauge;
 use schemas::UserId;
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use crate::App;
@@ -44,6 +47,19 @@ fn wait_ms(wait: Duration) -> u32 {
     u32::try_from(wait.as_millis().max(1)).unwrap_or(u32::MAX)
 }
 
+/// What a socket holds for as long as it lives, from its upgrade on.
+struct Kept {
+    _place: Place<IpAddr>,
+    _seat: OwnedSemaphorePermit,
+    connections: IntGauge,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.connections.dec();
+    }
+}
+
 /// Opens a WebSocket (RFC 6455) with the subprotocol `posthaste.v1.json`; frames are `ClientFrame` and `ServerFrame`.
 #[utoipa::path(get, path = "/v1/socket", tag = "socket", responses(
     (status = 101, description = "The connection is a socket now"),
@@ -59,16 +75,18 @@ pub(crate) async fn open_socket(
     if !app.origin_allowed(request.headers()) {
         return Err(Error::new(Code::Forbidden, "pages of this origin may not open sockets here"));
     }
-    // A socket leaves its place among the connections: the same bound counts for sockets apart.
-    if app.hub.socket_count() >= app.config.connections_max {
-        return Err(Error::unavailable());
-    }
+    // A socket leaves its place among the connections: the same bound counts for sockets apart, so that a full house of
+    // them leaves room for calls.
+    let seat = app.sockets.clone().try_acquire_owned().map_err(|_| Error::unavailable())?;
     let place = app.limits.socket_from(from).map_err(|wait| {
         app.metrics.sockets_refused.with_label_values(&["address"]).inc();
         Error::rate_limited(wait)
     })?;
+    let connections = app.metrics.connections.clone();
+    connections.inc();
+    let kept = Kept { _place: place, _seat: seat, connections };
     let context = Context { hub: app.hub.clone(), gate: app };
-    match upgrade(request, context, place) {
+    match upgrade(request, context, kept) {
         Ok(response) => Ok(response),
         Err(NotASocket::NoHandshake) => {
             Err(Error::new(Code::UpgradeRequired, "a WebSocket handshake of version 13 is needed"))
