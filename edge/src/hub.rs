@@ -7,6 +7,7 @@ mod interest;
 mod ticks;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub struct Hub {
     metrics: HubMetrics,
     state: Mutex<State>,
     /// Commands of REST calls in flight. Bounded by the number of open connections.
-    calls: Mutex<HashMap<Call, Vec<oneshot::Sender<Answer>>>>,
+    calls: Mutex<HashMap<Call, Waiting>>,
     /// Receipts that wait to be published, merged by maximum. One entry for each room and person at most.
     receipts: Mutex<ticks::Receipts>,
     /// Sockets that hold frames which woke nobody: each at most once.
@@ -50,6 +51,24 @@ pub struct Hub {
 
 /// What tells a command of a call from all others: an id is one person's in one room (I4).
 type Call = (RoomId, UserId, CommandId);
+
+/// Calls that wait for one command, and the command as it was published.
+struct Waiting {
+    record: stream::Record,
+    answers: Vec<oneshot::Sender<Answer>>,
+}
+
+/// A call under way: however it ends, also where its client goes, nothing of it stays behind.
+struct Called<'a> {
+    hub: &'a Hub,
+    call: Call,
+}
+
+impl Drop for Called<'_> {
+    fn drop(&mut self) {
+        self.hub.forget_dead(self.call);
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -125,16 +144,19 @@ impl Hub {
         Partition::of(key, self.deps.log.partitions())
     }
 
-    /// Publishes a command. `Ok` means only that it is on its way.
-    pub async fn publish(&self, command: &Command) -> Result<(), Unavailable> {
-        let key = *command.room.as_bytes();
-        let record = stream::Record { key, value: command.encode() };
-        let partition = self.partition(&key);
-        self.deps.log.append(Topic::Commands, partition, vec![record]).await.map_err(|error| {
+    /// A command as the log has it.
+    pub fn record_of(command: &Command) -> stream::Record {
+        stream::Record { key: *command.room.as_bytes(), value: command.encode() }
+    }
+
+    /// Publishes a command that was received at this time. `Ok` means only that it is on its way.
+    pub async fn publish(&self, command: stream::Record, received_us: i64) -> Result<(), Unavailable> {
+        let partition = self.partition(&command.key);
+        self.deps.log.append(Topic::Commands, partition, vec![command]).await.map_err(|error| {
             tracing::warn!(%error, "a command could not be published");
             Unavailable
         })?;
-        self.metrics.appended(self.deps.clock.micros() - command.received_us);
+        self.metrics.appended(self.deps.clock.micros() - received_us);
         Ok(())
     }
 
@@ -142,21 +164,28 @@ impl Hub {
     pub async fn submit(&self, command: Command) -> Result<Answer, Unavailable> {
         let call = (command.room, command.user, command.id);
         let patience = command.deadline.since(self.deps.clock.now()) + Duration::from_millis(200);
+        let record = Self::record_of(&command);
+        let _called = Called { hub: self, call };
         let (answer, waiting) = oneshot::channel();
-        self.calls.lock().entry(call).or_default().push(answer);
-        let result = match self.publish(&command).await {
-            Ok(()) => tokio::time::timeout(patience, waiting).await.map_err(|_| Unavailable),
-            Err(unavailable) => Err(unavailable),
-        };
-        self.forget_dead(call);
-        result?.map_err(|_| Unavailable)
+        match self.calls.lock().entry(call) {
+            Entry::Occupied(mut other) => {
+                // A retry while the first try is under way: its deadline is the later one.
+                other.get_mut().record = record.clone();
+                other.get_mut().answers.push(answer);
+            }
+            Entry::Vacant(none) => {
+                none.insert(Waiting { record: record.clone(), answers: vec![answer] });
+            }
+        }
+        self.publish(record, command.received_us).await?;
+        tokio::time::timeout(patience, waiting).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)
     }
 
     fn forget_dead(&self, call: Call) {
         let mut calls = self.calls.lock();
         if let Some(waiting) = calls.get_mut(&call) {
-            waiting.retain(|answer| !answer.is_closed());
-            if waiting.is_empty() {
+            waiting.answers.retain(|answer| !answer.is_closed());
+            if waiting.answers.is_empty() {
                 calls.remove(&call);
             }
         }

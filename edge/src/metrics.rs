@@ -14,6 +14,8 @@ pub struct HubMetrics {
     pub behind: IntCounter,
     /// Stretches of a partition that never came over the link.
     pub missed: IntCounter,
+    /// Commands in flight that were published again after a stretch was missed.
+    pub published_again: IntCounter,
     /// Frames refused, by reason.
     pub refused: IntCounterVec,
     /// Sockets closed by the server, by code.
@@ -54,6 +56,10 @@ impl HubMetrics {
             delivered: counter("posthaste_edge_deliveries_total", "Events queued for sockets live.")?,
             behind: counter("posthaste_edge_behind_total", "Times a room of a socket had to read history.")?,
             missed: counter("posthaste_edge_missed_stretches_total", "Stretches that never came over the link.")?,
+            published_again: counter(
+                "posthaste_edge_commands_published_again_total",
+                "Commands in flight published again after a stretch was missed.",
+            )?,
             refused: by("posthaste_edge_frames_refused_total", "Client frames refused, by reason.", "reason")?,
             closed: by("posthaste_edge_sockets_closed_total", "Sockets closed by the server, by close code.", "code")?,
             appended: stage("appended")?,

@@ -91,7 +91,7 @@ impl Hub {
     /// Answers REST calls that wait for this command.
     fn answer(&self, call: Call, answer: impl Fn() -> Answer, received_us: i64) {
         let waiting = self.calls.lock().remove(&call);
-        for call in waiting.into_iter().flatten() {
+        for call in waiting.into_iter().flat_map(|waiting| waiting.answers) {
             // A caller that has gone needs no answer.
             drop(call.send(answer()));
             self.metrics.acknowledged(self.deps.clock.micros() - received_us);

@@ -45,6 +45,9 @@ const PRESENCE_ROOMS_MAX: usize = 50;
 /// Receipts that wait to be published; beyond it they are published at once.
 const RECEIPTS_MAX: usize = 50_000;
 
+/// Commands published again in one append: with the largest contents about half of a batch.
+const AGAIN_AT_ONCE: usize = 32;
+
 /// Receipts on their way out, and people whose last socket has gone.
 #[derive(Default)]
 pub(super) struct Receipts {
@@ -279,7 +282,7 @@ impl Hub {
             Lane::Rooms => match self.fanout().changed(partition, from, to).await {
                 Ok(changed) => {
                     self.heard_of(&changed);
-                    true
+                    self.publish_again(partition).await
                 }
                 Err(_) => false,
             },
@@ -291,6 +294,33 @@ impl Hub {
                 true
             }
         }
+    }
+
+    /// Publishes once more what is in flight in a partition (I6): its outcome may have been in a stretch that was missed.
+    /// Id and deadline are the same, so that what has acted is answered as a repeat and acts no second time (I4).
+    async fn publish_again(&self, partition: Partition) -> bool {
+        let mut records = self.in_flight(partition);
+        while !records.is_empty() {
+            let rest = records.split_off(records.len().min(AGAIN_AT_ONCE));
+            let some = std::mem::replace(&mut records, rest);
+            self.metrics.published_again.inc_by(some.len() as u64);
+            if let Err(error) = self.log().append(Topic::Commands, partition, some).await {
+                tracing::warn!(%error, "commands in flight could not be published again");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The commands of this edge whose outcome in a partition is not known yet.
+    fn in_flight(&self, partition: Partition) -> Vec<stream::Record> {
+        let is_here = |key: &[u8; 16]| self.partition(key) == partition;
+        let sockets: Vec<Arc<Socket>> = self.state.lock().sessions.values().cloned().collect();
+        let sent = sockets.iter().flat_map(|socket| socket.in_flight(|room| is_here(room.as_bytes())));
+        let sent = sent.map(|(room, value)| stream::Record { key: *room.as_bytes(), value });
+        let calls = self.calls.lock();
+        let called = calls.values().map(|waiting| &waiting.record).filter(|record| is_here(&record.key));
+        sent.chain(called.cloned()).collect()
     }
 
     /// Everything of a lane's partition that local sockets want.

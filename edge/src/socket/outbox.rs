@@ -21,6 +21,10 @@ use super::wire;
 /// Commands of one socket whose outcome is not known yet; more are refused as `rate_limited`.
 const IN_FLIGHT_MAX: usize = 1_000;
 
+/// Their records that are kept to be published again, bytes: what an outbox may hold. Beyond it a command whose outcome
+/// is missed stays unknown until its deadline (I9).
+const IN_FLIGHT_MAX_BYTES: usize = OUTBOX_MAX_BYTES;
+
 /// Frames that a queue keeps room for when it is empty: none of a busy socket's buffers outlives its rush.
 const KEPT_FRAMES: usize = 4;
 
@@ -52,7 +56,9 @@ struct State {
     rooms: HashMap<RoomId, RoomCursor>,
     /// Rooms that this person has left while connected, with the last event they were sent.
     ended: HashMap<RoomId, Seq>,
-    in_flight: Vec<InFlight>,
+    /// In the order of sending.
+    in_flight: VecDeque<InFlight>,
+    in_flight_bytes: usize,
     /// `accepted` frames whose place has not come yet.
     held: Vec<Held>,
     joined: Vec<(RoomId, Seq)>,
@@ -66,6 +72,14 @@ struct InFlight {
     command: CommandId,
     room: RoomId,
     deadline: Timestamp,
+    /// As it was published, where there was room to keep it.
+    record: Option<Bytes>,
+}
+
+impl InFlight {
+    fn bytes(&self) -> usize {
+        self.record.as_ref().map_or(0, Bytes::len)
+    }
 }
 
 struct Held {
@@ -225,14 +239,24 @@ impl Socket {
         self.state.lock().bytes < OUTBOX_MAX_BYTES / 2
     }
 
-    /// A command is on its way. `false`: too many are.
-    pub fn send_started(&self, command: CommandId, room: RoomId, deadline: Timestamp) -> bool {
+    /// A command is on its way, published as this record. `false`: too many are.
+    pub fn send_started(&self, command: CommandId, room: RoomId, deadline: Timestamp, record: &Bytes) -> bool {
         let mut state = self.state.lock();
         if state.in_flight.len() >= IN_FLIGHT_MAX {
             return false;
         }
-        state.in_flight.push(InFlight { command, room, deadline });
+        let fits = state.in_flight_bytes + record.len() <= IN_FLIGHT_MAX_BYTES;
+        let sent = InFlight { command, room, deadline, record: fits.then(|| record.clone()) };
+        state.in_flight_bytes += sent.bytes();
+        state.in_flight.push_back(sent);
         true
+    }
+
+    /// The records of commands in flight into rooms that fit, in the order of sending.
+    pub fn in_flight(&self, fits: impl Fn(RoomId) -> bool) -> Vec<(RoomId, Bytes)> {
+        let state = self.state.lock();
+        let here = state.in_flight.iter().filter(|sent| fits(sent.room));
+        here.filter_map(|sent| Some((sent.room, sent.record.clone()?))).collect()
     }
 
     /// A command did not get on its way.
@@ -251,9 +275,10 @@ impl Socket {
         if state.in_flight.iter().all(|sent| sent.deadline >= now) {
             return;
         }
-        let (lost, kept) = std::mem::take(&mut state.in_flight).into_iter().partition(|sent| sent.deadline < now);
+        let (lost, kept): (VecDeque<InFlight>, VecDeque<InFlight>) =
+            std::mem::take(&mut state.in_flight).into_iter().partition(|sent| sent.deadline < now);
+        state.in_flight_bytes = kept.iter().map(InFlight::bytes).sum();
         state.in_flight = kept;
-        let lost: Vec<InFlight> = lost;
         for sent in lost {
             state.held.retain(|held| held.command != sent.command);
             state.push(wire::control(Control::Rejected {
@@ -270,7 +295,11 @@ impl Socket {
     /// What became of a send that made no event.
     pub fn outcome(&self, outcome: &Outcome) {
         let mut state = self.state.lock();
-        state.landed(outcome.command);
+        if !state.landed(outcome.command) {
+            // It was published again, and the client knows already.
+            return;
+        }
+        state.held.retain(|held| held.command != outcome.command);
         let (client_msg_id, room) = (outcome.command, outcome.room);
         let frame = match (&outcome.done, &outcome.rejected) {
             (Some(done), _) => {
@@ -486,10 +515,13 @@ impl State {
     /// The outcome of a command is known. `true`: it was in flight.
     fn landed(&mut self, command: CommandId) -> bool {
         let at = self.in_flight.iter().position(|sent| sent.command == command);
-        if let Some(at) = at {
-            self.in_flight.swap_remove(at);
+        let Some(sent) = at.and_then(|at| self.in_flight.remove(at)) else { return false };
+        self.in_flight_bytes -= sent.bytes();
+        if self.in_flight.is_empty() {
+            // What an idle socket need not keep.
+            self.in_flight = VecDeque::new();
         }
-        at.is_some()
+        true
     }
 
     /// Keeps the answer to a send of this socket until its place has come.

@@ -503,10 +503,11 @@ async fn send(
         deadline: now.after(COMMAND_DEADLINE),
         action: Action::Send(Text { content, reply_to }),
     };
-    if !socket.send_started(client_msg_id, room, command.deadline) {
+    let record = Hub::record_of(&command);
+    if !socket.send_started(client_msg_id, room, command.deadline, &record.value) {
         return reject(RejectCode::RateLimited, "too many sends without an outcome yet", Some(1_000));
     }
-    if hub.publish(&command).await.is_err() {
+    if hub.publish(record, command.received_us).await.is_err() {
         socket.send_failed(client_msg_id);
         reject(RejectCode::Unavailable, "it could not be published, send again under the same id", Some(1_000));
     }
