@@ -1,6 +1,7 @@
 //! The one binary: parses, loads the settings, dispatches. Decides nothing about messages.
 
 mod admin;
+mod chat;
 mod config;
 mod shutdown;
 mod telemetry;
@@ -28,6 +29,11 @@ enum Command {
         #[command(flatten)]
         flags: config::Flags,
     },
+    /// Chats in the terminal. What is typed while the server is away is kept and sent when it is back.
+    Chat {
+        #[command(flatten)]
+        flags: chat::Flags,
+    },
     /// Shows the settings.
     Config {
         /// Prints what flags, POSTHASTE_… variables, the file and the defaults come to, secrets masked.
@@ -46,6 +52,7 @@ fn refuse(error: &config::Error) -> ExitCode {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let (flags, print) = match &cli.command {
+        Command::Chat { flags } => return chat::run(flags),
         Command::Serve { flags } => (flags, false),
         Command::Config { flags, print } => (flags, *print),
     };
