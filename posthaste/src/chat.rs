@@ -204,14 +204,15 @@ struct Online {
 
 #[derive(serde::Deserialize)]
 struct Here {
-    user: client::User,
+    profile: Option<client::User>,
 }
 
 async fn who(client: &Client, handle: &str, terminal: &Terminal) {
     let path = format!("/v1/rooms/@{handle}/online");
     match client.rest().call::<Online>(hyper::Method::GET, &path, None::<&()>).await {
         Ok(online) => {
-            let names: Vec<String> = online.items.into_iter().map(|here| here.user.username).collect();
+            let names: Vec<String> =
+                online.items.into_iter().filter_map(|here| here.profile).map(|user| user.username).collect();
             terminal.note(&format!("here now: {}", names.join(", ")));
         }
         Err(error) => terminal.note(&error.to_string()),
