@@ -19,6 +19,7 @@ mod worker;
 
 pub use config::Config;
 pub use metrics::Metrics;
+pub use plan::TOPICS;
 pub use worker::Worker;
 
 /// The group in which the archivers of a cluster share the partitions.

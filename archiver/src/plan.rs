@@ -19,8 +19,8 @@ use store::rooms::Listing;
 
 use crate::visible::{self, Range};
 
-/// What the archiver consumes, in the order of [`Positions`].
-pub(crate) const TOPICS: [Topic; 3] = [Topic::Events, Topic::UserEvents, Topic::Receipts];
+/// What the archiver consumes.
+pub const TOPICS: [Topic; 3] = [Topic::Events, Topic::UserEvents, Topic::Receipts];
 
 /// Seqs of a bucket, the unit in which archived events are read and kept: a page of the usual 50 touches one or two.
 const BUCKET_SEQS: u64 = 128;

@@ -11,4 +11,4 @@ pub mod worker;
 
 pub use config::Config;
 pub use metrics::Metrics;
-pub use worker::{Deps, Handle, Worker, new};
+pub use worker::{Deps, GROUP, Handle, TOPICS, Worker, new};

@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 pub const GROUP: &str = "fanout";
 
 /// What the group consumes. All are keyed alike, so partition n of each has one owner.
-const TOPICS: [Topic; 4] = [Topic::Events, Topic::UserEvents, Topic::Receipts, Topic::Signals];
+pub const TOPICS: [Topic; 4] = [Topic::Events, Topic::UserEvents, Topic::Receipts, Topic::Signals];
 
 /// Bytes of the log read at a time for an edge that has missed something.
 const CHANGED_CHUNK_BYTES: usize = 1 << 20;

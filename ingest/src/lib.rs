@@ -17,7 +17,7 @@ use stream::Log;
 
 pub use config::Config;
 pub use metrics::Metrics;
-pub use worker::run;
+pub use worker::{GROUP, run};
 
 /// What the role needs from outside.
 #[derive(Clone)]

@@ -13,6 +13,8 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
+use crate::retention;
+
 /// Prefix of the variables. `POSTHASTE_ADMIN_LISTEN` is `admin_listen`; two underscores step into a table.
 const PREFIX: &str = "POSTHASTE_";
 
@@ -95,6 +97,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Other issuers whose tokens are taken: name to JWKS file.
     pub issuers: BTreeMap<String, PathBuf>,
+    /// How much of the log is kept.
+    pub retention: retention::Config,
     /// The store's own.
     pub store: store::sqlite::Config,
     /// Ingest's own.
@@ -132,6 +136,7 @@ impl Default for Settings {
             log: "info".to_owned(),
             log_format: LogFormat::Auto,
             issuers: BTreeMap::new(),
+            retention: retention::Config::default(),
             store: store::sqlite::Config::default(),
             ingest: ingest::Config::default(),
             archiver: archiver::Config::default(),
@@ -171,6 +176,7 @@ impl Settings {
         if let Err(error) = EnvFilter::try_new(&self.log) {
             return Err(Error(format!("log = {:?}: {error}", self.log)));
         }
+        self.retention.validate().map_err(|error| Error(format!("retention: {error}")))?;
         self.store.validate().map_err(|error| Error(format!("store: {error}")))?;
         self.ingest.validate().map_err(|error| Error(format!("ingest: {error}")))?;
         self.archiver.validate().map_err(|error| Error(format!("archiver: {error}")))?;

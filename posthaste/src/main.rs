@@ -3,6 +3,8 @@
 mod admin;
 mod chat;
 mod config;
+mod readers;
+mod retention;
 mod shutdown;
 mod telemetry;
 mod wiring;

@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Process, Readiness};
 use crate::config::Settings;
+use crate::retention::{self, Retention};
 use crate::shutdown::Signals;
 use crate::telemetry::{OsEntropy, SystemClock};
 
@@ -102,6 +103,8 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     let ingest =
         ingest::Deps { log: log.clone(), store: store.clone(), clock: clock.clone(), entropy: entropy.clone() };
     let (ingest_config, ingest_metrics) = (settings.ingest.clone(), ingest::Metrics::new(&registry)?);
+    let keeping = retention::Metrics::new(&registry)?;
+    let retention = Retention::new(log.clone(), store.clone(), clock.clone(), settings.retention.clone(), keeping);
     let deps = edge::Deps {
         edge: EdgeId(new_id(&*clock, &*entropy)),
         log: log.clone(),
@@ -127,6 +130,13 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     roles.start("archiver", |stop| async move { Ok(archiver.run(stop).await?) });
     roles.start("fanout", |stop| async move { Ok(fanout_worker.run(stop).await?) });
     roles.start("ingest", |stop| async move { Ok(ingest::run(ingest, ingest_config, ingest_metrics, stop).await?) });
+    roles.start("retention", |stop| async move {
+        tokio::select! {
+            () = retention.run() => {}
+            () = stopped(stop) => {}
+        }
+        Ok(())
+    });
     let (its_hub, its_app) = (hub.clone(), app.clone());
     let attached = hub.clone();
     roles.start("hub", |stop| async move {

@@ -1,66 +1,9 @@
 //! The server as a supervisor meets it: when it is ready, how it stops, what it refuses.
 
-#![expect(clippy::unwrap_used, reason = "what a test can not do without ends it")]
+mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-
-use rustix::process::{Pid, Signal, kill_process};
-
-struct Server {
-    process: Child,
-    /// Address of the admin listener.
-    admin: String,
-}
-
-fn command(data: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_posthaste"));
-    command
-        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data"])
-        .arg(data)
-        .env_clear()
-        .env("POSTHASTE_LOG", "warn")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-impl Server {
-    /// Starts one and waits until it says that it is ready.
-    fn start(data: &Path) -> Self {
-        let mut process = command(data).stderr(Stdio::inherit()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let (_, admin) = line.trim().rsplit_once("http://").unwrap_or_else(|| panic!("no address in {line:?}"));
-        Self { admin: admin.to_owned(), process }
-    }
-
-    /// Status and body of a GET from the admin listener.
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.admin).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.process), signal).unwrap();
-    }
-
-    fn end(mut self) -> ExitStatus {
-        self.process.wait().unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Whatever a failed test leaves.
-        let _ = self.process.kill();
-    }
-}
+use common::{Server, command};
+use rustix::process::Signal;
 
 #[test]
 fn a_server_says_that_it_is_ready_and_ends_with_0_when_told_to() {

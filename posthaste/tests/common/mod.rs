@@ -1,0 +1,86 @@
+//! The server as a process of its own.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+pub struct Server {
+    process: Child,
+    /// Address of the listener for clients.
+    pub address: SocketAddr,
+    /// Address of the admin listener.
+    admin: String,
+}
+
+pub fn command(data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_posthaste"));
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data"])
+        .arg(data)
+        .env_clear()
+        .env("POSTHASTE_LOG", "warn")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+impl Server {
+    /// Starts one and waits until it says that it is ready.
+    pub fn start(data: &Path) -> Self {
+        Self::start_with(data, &[])
+    }
+
+    /// The same with these settings.
+    pub fn start_with(data: &Path, variables: &[(&str, &str)]) -> Self {
+        let mut process = command(data).envs(variables.iter().copied()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // "…: http://ADDRESS (API at http://ADDRESS/docs), health and metrics at http://ADMIN"
+        let addresses: Vec<&str> = line.trim().split("http://").collect();
+        let [_, address, _, admin] = &*addresses else { panic!("no addresses in {line:?}") };
+        let address = address.split(' ').next().unwrap().parse().unwrap();
+        Self { address, admin: (*admin).to_owned(), process }
+    }
+
+    /// Status and body of a GET from the admin listener.
+    pub fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.admin).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// The sum of a metric over its labels, as far as `labels` is among them; `None` where there is no such line.
+    pub fn metric(&self, name: &str, labels: &str) -> Option<f64> {
+        let text = self.get("/metrics");
+        let values = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (its_labels, value) = rest.rsplit_once(' ')?;
+            let fits = its_labels.is_empty() || its_labels.starts_with('{');
+            (fits && its_labels.contains(labels)).then(|| value.parse::<f64>().unwrap())
+        });
+        values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).unwrap();
+    }
+
+    pub fn end(mut self) -> ExitStatus {
+        self.process.wait().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Whatever a failed test leaves.
+        let _ = self.process.kill();
+    }
+}
