@@ -1,5 +1,5 @@
 //! One edge: what it was handed, and what its handlers and sockets share. Owns the duties that go on beside requests:
-//! revocations, signing keys, ids.
+//! revocations, signing keys, ids, forgetting tokens that have ended.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use crate::accounts;
 use crate::auth::keys::Keys;
 use crate::auth::password::PasswordHasher;
+use crate::auth::refresh::purge_again_and_again;
 use crate::auth::revocation::{self, Revocations};
 use crate::auth::token::{Described, IssuerError, Tokens};
 use crate::auth::{AuthError, Identity};
@@ -111,7 +112,9 @@ impl App {
 
     /// Does what goes on beside requests. Never ends.
     pub async fn run(&self) {
-        tokio::join!(self.ids.run(), self.watch_revocations());
+        let purge_every = Duration::from_secs(self.config.purge_interval_s);
+        let purge = purge_again_and_again(&*self.deps.store, &*self.deps.clock, self.config.access_ttl(), purge_every);
+        tokio::join!(self.ids.run(), self.watch_revocations(), purge);
     }
 
     /// Who an access token speaks for. For tokens of other issuers the account exists afterwards.

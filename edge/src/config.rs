@@ -18,6 +18,9 @@ pub struct Config {
     pub refresh_ttl_s: u64,
     /// How long a lost answer of a refresh may be asked again (protocol.md).
     pub refresh_grace_ms: u64,
+    /// How often ended refresh tokens and old revocations are looked for, in s. They are in nobody's way; only their
+    /// tables must not grow for ever.
+    pub purge_interval_s: u64,
     /// Other issuers whose tokens are taken.
     pub issuers: Vec<TrustedIssuer>,
     /// Scheme under which browsers reach this edge: `https` where TLS ends here or in a proxy before it.
@@ -127,6 +130,7 @@ impl Default for Config {
             access_ttl_s: 15 * 60,
             refresh_ttl_s: 30 * 24 * 60 * 60,
             refresh_grace_ms: 10_000,
+            purge_interval_s: 60 * 60,
             issuers: Vec::new(),
             public_scheme: Scheme::Http,
             allowed_origins: Vec::new(),
@@ -186,6 +190,9 @@ impl Config {
         }
         if self.revocation_poll_ms == 0 || self.revocation_stale_ms <= self.revocation_poll_ms {
             return refuse("revocation_stale_ms", "must be above revocation_poll_ms, and that one above 0");
+        }
+        if self.purge_interval_s == 0 {
+            return refuse("purge_interval_s", "must be above 0");
         }
         if self.connections_max == 0 {
             return refuse("connections_max", "must be above 0");

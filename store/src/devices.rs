@@ -121,4 +121,11 @@ pub trait Devices: Send + Sync + 'static {
     ) -> Result<(), Error>;
     /// Entries after `number`, in order, at most [`REVOCATIONS_MAX`].
     async fn revocations(&self, after: u64) -> Result<Vec<Revocation>, Error>;
+    /// Forgets at most `limit` refresh tokens that have ended before `before`, spent or not, and with the last token of
+    /// a family its device: nobody can refresh it any more. `Ok` brings how many tokens went; fewer than `limit`: that
+    /// was all. A spent token that has not ended stays, so that its reuse is known for as long as it would count.
+    async fn purge_tokens(&self, before: Timestamp, limit: usize) -> Result<usize, Error>;
+    /// Forgets at most `limit` entries of single devices in the revocation table from before `before`, oldest first;
+    /// those of whole persons stay. `Ok` brings how many went. Numbers are not given again.
+    async fn purge_revocations(&self, before: Timestamp, limit: usize) -> Result<usize, Error>;
 }

@@ -34,6 +34,7 @@ struct Tables {
     devices: HashMap<DeviceId, Device>,
     tokens: HashMap<TokenHash, RefreshToken>,
     revocations: Vec<Revocation>,
+    last_revocation: u64,
     signing_keys: Vec<SigningKey>,
     rooms: HashMap<RoomId, RoomInfo>,
     members: BTreeMap<(RoomId, UserId), Member>,

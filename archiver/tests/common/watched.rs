@@ -98,6 +98,8 @@ pass!(Devices {
     fn refresh_token(hash: TokenHash) -> Option<RefreshToken>;
     fn revoke_device(user: UserId, device: DeviceId, at: Timestamp, reason: RevocationReason) -> ();
     fn revocations(after: u64) -> Vec<Revocation>;
+    fn purge_tokens(before: Timestamp, limit: usize) -> usize;
+    fn purge_revocations(before: Timestamp, limit: usize) -> usize;
 });
 
 pass!(Keys {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use schemas::{DeviceId, Timestamp, UserId};
+use schemas::{Clock, DeviceId, Timestamp, UserId};
 use sha2::{Digest, Sha256};
 use store::devices::{Devices, RevocationReason, Rotation, TokenHash};
 
@@ -14,6 +14,14 @@ use super::keys::{Key, Keys};
 
 /// Characters of 32 bytes in base64url.
 const TEXT_CHARS: usize = 43;
+
+/// Rows that one write of a purge takes, and the pause after it: whoever sends or signs in comes first.
+const PURGE_ROWS: usize = 500;
+const PURGE_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a row is kept beyond its use: edges' clocks differ by less, and for so long the owner of an ended token is
+/// told that it has ended rather than that it is none of ours.
+const PURGE_MARGIN: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A refresh token as its owner holds it.
 #[derive(Clone, PartialEq, Eq)]
@@ -102,13 +110,57 @@ pub async fn refresh<S: Devices + ?Sized>(
     Ok(Refreshed::Reused { user, device })
 }
 
+/// Forgets what can't matter any more, again and again: tokens that have ended, with the last of them their device, and
+/// revocations older than any access token. Never ends. A spent token of a living family stays until its own end, since
+/// its reuse must be seen.
+pub(crate) async fn purge_again_and_again<S: Devices + ?Sized>(
+    store: &S,
+    clock: &dyn Clock,
+    access_ttl: Duration,
+    pause: Duration,
+) {
+    loop {
+        match purge(store, clock.now(), access_ttl).await {
+            Ok((0, 0)) => {}
+            Ok((tokens, revocations)) => tracing::info!(tokens, revocations, "what has ended is forgotten"),
+            Err(error) => tracing::warn!(%error, "what has ended can't be forgotten for now"),
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// All of it once, a few rows at a time: how many tokens and revocations went.
+async fn purge<S: Devices + ?Sized>(
+    store: &S,
+    now: Timestamp,
+    access_ttl: Duration,
+) -> Result<(usize, usize), store::Error> {
+    let before = |age: Duration| Timestamp(now.0.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
+    let (mut tokens, mut revocations) = (0, 0);
+    loop {
+        let gone = store.purge_tokens(before(PURGE_MARGIN), PURGE_ROWS).await?;
+        tokens += gone;
+        if gone < PURGE_ROWS {
+            break;
+        }
+        tokio::time::sleep(PURGE_PAUSE).await;
+    }
+    loop {
+        let gone = store.purge_revocations(before(access_ttl + PURGE_MARGIN), PURGE_ROWS).await?;
+        revocations += gone;
+        if gone < PURGE_ROWS {
+            return Ok((tokens, revocations));
+        }
+        tokio::time::sleep(PURGE_PAUSE).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
     use std::sync::Arc;
 
     use futures_util::future::join_all;
-    use schemas::Clock;
     use store::Store;
     use store::devices::{Device, RefreshToken as Row};
     use store::keys::SigningKey;
@@ -217,6 +269,57 @@ mod tests {
         f.clock.advance(TTL + Duration::from_millis(1));
         assert!(matches!(f.refresh(&f.first).await, Refreshed::Dead));
         assert!(!f.is_revoked().await);
+    }
+
+    #[tokio::test]
+    async fn a_purge_takes_ended_tokens_and_with_the_last_one_its_device() {
+        let f = fixture().await;
+        let purge = || purge(&*f.store, f.clock.now(), Duration::ZERO);
+        let second = f.next(&f.first).await;
+        f.clock.advance(TTL / 2);
+        let third = f.next(&second).await;
+        f.clock.advance(TTL / 2 + PURGE_MARGIN);
+        assert_eq!(purge().await.expect("a store"), (0, 0), "one that has ended is known for a while");
+        f.clock.advance(Duration::from_millis(1));
+        assert_eq!(purge().await.expect("a store"), (2, 0), "the first and the second ended together");
+        assert!(f.store.refresh_token(third.hash()).await.expect("a store").is_some());
+        assert!(f.store.device(f.device).await.expect("a store").is_some());
+        f.clock.advance(TTL);
+        assert_eq!(purge().await.expect("a store"), (1, 0));
+        assert_eq!(f.store.device(f.device).await.expect("a store"), None, "nobody can come back with it");
+    }
+
+    #[tokio::test]
+    async fn after_a_purge_a_spent_token_of_a_living_family_is_still_caught() {
+        let f = fixture().await;
+        let mut tokens = vec![f.first.clone()];
+        for at in 0..60 {
+            f.clock.advance(TTL / 2);
+            tokens.push(f.next(&tokens[at]).await);
+        }
+        assert_eq!(purge(&*f.store, f.clock.now(), TTL).await.expect("a store"), (10, 0));
+        assert!(matches!(f.refresh(&tokens[0]).await, Refreshed::Unknown));
+        f.clock.advance(GRACE);
+        assert!(!f.is_revoked().await);
+        assert!(matches!(f.refresh(&tokens[59]).await, Refreshed::Reused { .. }));
+        assert!(f.is_revoked().await);
+        assert!(matches!(f.refresh(&tokens[60]).await, Refreshed::Dead), "the family is dead");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn revocations_go_in_steps_once_no_access_token_is_so_old() {
+        let f = fixture().await;
+        let many = 2 * PURGE_ROWS + 1;
+        for device in (0..many as u128).map(|n| DeviceId(Uuid::from_u128(100 + n))) {
+            let (user, at) = (UserId::NIL, f.clock.now());
+            f.store.revoke_device(user, device, at, RevocationReason::SignedOut).await.expect("a store");
+        }
+        let access_ttl = Duration::from_secs(900);
+        f.clock.advance(access_ttl + PURGE_MARGIN);
+        assert_eq!(purge(&*f.store, f.clock.now(), access_ttl).await.expect("a store"), (0, 0));
+        f.clock.advance(Duration::from_millis(1));
+        let gone = purge(&*f.store, f.clock.now(), access_ttl).await.expect("a store");
+        assert_eq!(gone, (0, many));
     }
 
     #[test]

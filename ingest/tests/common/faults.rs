@@ -232,6 +232,8 @@ passed_on!(Devices {
     fn rotate(hash: TokenHash, next: TokenHash, expires_at: Timestamp, now: Timestamp) -> Rotation;
     fn revoke_device(user: UserId, device: DeviceId, at: Timestamp, reason: RevocationReason) -> ();
     fn revocations(after: u64) -> Vec<Revocation>;
+    fn purge_tokens(before: Timestamp, limit: usize) -> usize;
+    fn purge_revocations(before: Timestamp, limit: usize) -> usize;
 });
 
 passed_on!(Keys {

@@ -74,7 +74,8 @@ impl Devices for MemoryStore {
         if tables.revocations.iter().any(|entry| entry.user == user && entry.device == device && entry.at >= at) {
             return Ok(());
         }
-        let number = tables.revocations.len() as u64 + 1;
+        tables.last_revocation += 1;
+        let number = tables.last_revocation;
         tables.revocations.push(Revocation { number, user, device, at, reason });
         Ok(())
     }
@@ -82,5 +83,33 @@ impl Devices for MemoryStore {
     async fn revocations(&self, after: u64) -> Result<Vec<Revocation>, Error> {
         let tables = self.tables();
         Ok(tables.revocations.iter().filter(|entry| entry.number > after).take(REVOCATIONS_MAX).cloned().collect())
+    }
+
+    async fn purge_tokens(&self, before: Timestamp, limit: usize) -> Result<usize, Error> {
+        let mut tables = self.tables();
+        let mut ended: Vec<RefreshToken> =
+            tables.tokens.values().filter(|token| token.expires_at < before).cloned().collect();
+        ended.sort_unstable_by_key(|token| (token.expires_at, token.hash));
+        ended.truncate(limit);
+        for token in &ended {
+            tables.tokens.remove(&token.hash);
+        }
+        for token in &ended {
+            if !tables.tokens.values().any(|other| other.device == token.device) {
+                tables.devices.remove(&token.device);
+            }
+        }
+        Ok(ended.len())
+    }
+
+    async fn purge_revocations(&self, before: Timestamp, limit: usize) -> Result<usize, Error> {
+        let mut tables = self.tables();
+        let mut gone = 0;
+        tables.revocations.retain(|entry| {
+            let goes = gone < limit && entry.at < before && entry.device.is_some();
+            gone += usize::from(goes);
+            !goes
+        });
+        Ok(gone)
     }
 }

@@ -162,4 +162,31 @@ impl Devices for SqliteStore {
             ORDER BY number LIMIT ?2";
         self.readers.read(move |sql| all(sql, query, [integer(after), count(REVOCATIONS_MAX)], revocation)).await
     }
+
+    async fn purge_tokens(&self, before: Timestamp, limit: usize) -> Result<usize, Error> {
+        let purge = move |sql: &Connection| {
+            let ended = "SELECT hash, device FROM refresh_tokens WHERE expires_at < ?1 ORDER BY expires_at LIMIT ?2";
+            let form = |row: &Row<'_>| Ok((row.get::<_, TokenHash>(0)?, row.get::<_, [u8; 16]>(1)?));
+            let ended = all(sql, ended, params![before.0, count(limit)], form)?;
+            for (hash, _) in &ended {
+                change(sql, "DELETE FROM refresh_tokens WHERE hash = ?1", [hash])?;
+            }
+            for (_, device) in &ended {
+                let orphaned = "DELETE FROM devices
+                    WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM refresh_tokens WHERE device = ?1)";
+                change(sql, orphaned, [device])?;
+            }
+            Ok(ended.len())
+        };
+        self.writer.write(0, purge).await
+    }
+
+    async fn purge_revocations(&self, before: Timestamp, limit: usize) -> Result<usize, Error> {
+        let purge = move |sql: &Connection| {
+            let old = "DELETE FROM revocations WHERE number IN (
+                SELECT number FROM revocations WHERE at < ?1 AND device IS NOT NULL ORDER BY number LIMIT ?2)";
+            change(sql, old, params![before.0, count(limit)])
+        };
+        self.writer.write(0, purge).await
+    }
 }

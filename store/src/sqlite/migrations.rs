@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::{OpenError, connect_writer};
 
 /// Version n of a database (`PRAGMA user_version`) is what the first n changes made.
-const MIGRATIONS: &[&str] = &[FIRST];
+const MIGRATIONS: &[&str] = &[FIRST, ENDED_TOKENS];
 
 /// Keys are what a partitioned store would have as well: rooms' rows by room, people's lists by person.
 const FIRST: &str = "
@@ -147,6 +147,12 @@ CREATE TABLE progress (
     offset INTEGER NOT NULL,
     PRIMARY KEY (topic, partition)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Tokens are forgotten by their end, and devices with the last of theirs. Rows are as they were.
+const ENDED_TOKENS: &str = "
+CREATE INDEX refresh_tokens_by_end ON refresh_tokens (expires_at);
+CREATE INDEX refresh_tokens_by_device ON refresh_tokens (device);
 ";
 
 /// Brings a database to the newest version, each change in a transaction of its own; leaves a newer one untouched.

@@ -135,3 +135,61 @@ pub async fn a_foreign_device_can_be_revoked_again_later(engine: impl Engine) {
     let times: Vec<_> = store.revocations(0).await.unwrap().iter().map(|entry: &Revocation| entry.at).collect();
     assert_eq!(times, [at(20), at(30)]);
 }
+
+pub async fn ended_tokens_go_a_few_at_a_time_and_devices_with_their_last(engine: impl Engine) {
+    let store = engine.store();
+    store.create_device(phone(1, 1, 10), token(1, 1, 1)).await.unwrap();
+    store.create_device(phone(2, 1, 20), token(2, 2, 1)).await.unwrap();
+    store.create_device(phone(3, 1, 30), token(3, 3, 1)).await.unwrap();
+    // The first goes on with a token that has not ended, the second is signed out, the third never came back.
+    store.rotate(hash(1), hash(11), at(2_000), at(20)).await.unwrap();
+    store.revoke_device(user(1), device(2), at(30), RevocationReason::SignedOut).await.unwrap();
+    assert_eq!(store.purge_tokens(at(1_000), 10).await.unwrap(), 0, "whoever ends then is alive until then");
+    assert_eq!(store.purge_tokens(at(1_001), 2).await.unwrap(), 2);
+    assert_eq!(store.purge_tokens(at(1_001), 2).await.unwrap(), 1);
+    assert_eq!(store.purge_tokens(at(1_001), 2).await.unwrap(), 0);
+    for n in 1..=3 {
+        assert_eq!(store.refresh_token(hash(n)).await.unwrap(), None);
+        assert_eq!(store.rotate(hash(n), hash(9), NEVER, at(1_002)).await.unwrap(), Rotation::Unknown);
+    }
+    assert_eq!(store.devices_of(user(1)).await.unwrap(), [Device { last_seen: at(20), ..phone(1, 1, 10) }]);
+    assert_eq!(store.device(device(2)).await.unwrap(), None);
+    assert_eq!(store.device(device(3)).await.unwrap(), None);
+    let rotated = Rotation::Rotated { user: user(1), device: device(1) };
+    assert_eq!(store.rotate(hash(11), hash(12), at(3_000), at(1_002)).await.unwrap(), rotated);
+}
+
+pub async fn a_spent_token_is_known_until_its_own_end(engine: impl Engine) {
+    let store = engine.store();
+    store.create_device(phone(1, 1, 10), token(1, 1, 1)).await.unwrap();
+    store.rotate(hash(1), hash(2), at(2_000), at(20)).await.unwrap();
+    store.rotate(hash(2), hash(3), at(3_000), at(900)).await.unwrap();
+    assert_eq!(store.purge_tokens(at(1_000), 10).await.unwrap(), 0);
+    assert!(matches!(store.rotate(hash(1), hash(9), NEVER, at(1_000)).await.unwrap(), Rotation::Spent { .. }));
+    assert_eq!(store.purge_tokens(at(1_500), 10).await.unwrap(), 1);
+    assert!(matches!(store.rotate(hash(2), hash(9), NEVER, at(1_500)).await.unwrap(), Rotation::Spent { .. }));
+    // A purge does not make a token of a family that has been revoked anything but dead.
+    store.revoke_device(user(1), device(1), at(1_600), RevocationReason::Reused).await.unwrap();
+    assert_eq!(store.purge_tokens(at(1_700), 10).await.unwrap(), 0);
+    assert_eq!(store.rotate(hash(3), hash(9), NEVER, at(1_700)).await.unwrap(), Rotation::Dead);
+}
+
+pub async fn old_revocations_go_and_their_numbers_are_not_given_again(engine: impl Engine) {
+    let store = engine.store();
+    let revoke = async |n: u128, time| {
+        store.revoke_device(user(1), device(n), at(time), RevocationReason::SignedOut).await.unwrap();
+    };
+    for n in 1..=4 {
+        revoke(n, 10 * n as i64).await;
+    }
+    let all = store.revocations(0).await.unwrap();
+    assert_eq!(store.purge_revocations(at(40), 2).await.unwrap(), 2);
+    assert_eq!(store.revocations(0).await.unwrap(), all[2..]);
+    assert_eq!(store.purge_revocations(at(40), 2).await.unwrap(), 1);
+    assert_eq!(store.purge_revocations(at(41), 2).await.unwrap(), 1);
+    assert_eq!(store.purge_revocations(at(41), 2).await.unwrap(), 0);
+    assert_eq!(store.revocations(0).await.unwrap(), []);
+    revoke(5, 50).await;
+    let later = store.revocations(all[3].number).await.unwrap();
+    assert_eq!(later.len(), 1, "who has polled all of them sees the next: {later:?}");
+}
