@@ -6,13 +6,14 @@
 //! change. Cached buckets are named by their first and last seq, so a bucket that grew has another name, and a fill
 //! of what it was can't be taken for what it is.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use moka::future::Cache;
 use parking_lot::Mutex;
 use schemas::limits::{BATCH_MAX_BYTES, STREAM_MAX_MISSED};
@@ -422,6 +423,15 @@ impl History {
 
     async fn page_of(&self, query: PageQuery) -> Result<Option<Page>, Unavailable> {
         let seen = self.look(query.user, query.room, query.min_offset).await?;
+        self.page_in(query, seen).await
+    }
+
+    /// The page of a question, once the room and the standing are known.
+    async fn page_in(
+        &self,
+        query: PageQuery,
+        seen: Option<(Arc<RoomInfo>, Member)>,
+    ) -> Result<Option<Page>, Unavailable> {
         let Some((info, member)) = seen.filter(|(info, _)| !info.deleted) else {
             return Ok(None);
         };
@@ -439,18 +449,44 @@ impl History {
         }))
     }
 
-    async fn rooms_with(&self, user: UserId, rooms: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable> {
-        let mut wanted: BTreeMap<Partition, (Offset, Vec<RoomId>)> = BTreeMap::new();
+    /// Rooms and a person's standing in each: memory is looked at once for each partition, and the store asked once for
+    /// all that memory lacks. Each room once, in no order.
+    async fn look_at_all(
+        &self,
+        user: UserId,
+        rooms: impl Iterator<Item = (RoomId, Offset)>,
+    ) -> Result<Vec<Seen>, Unavailable> {
+        let mut wanted: BTreeMap<Partition, (Offset, BTreeSet<RoomId>)> = BTreeMap::new();
         for (room, min_offset) in rooms {
             let (offset, of_partition) = wanted.entry(self.partition(room.as_bytes())).or_default();
-            *offset = (*min_offset).max(*offset);
-            of_partition.push(*room);
+            *offset = min_offset.max(*offset);
+            of_partition.insert(room);
         }
-        let mut seen = Vec::with_capacity(rooms.len());
+        let mut seen = Vec::new();
         for (partition, (min_offset, of_partition)) in wanted {
+            let of_partition: Vec<RoomId> = of_partition.into_iter().collect();
             seen.extend(self.seen(user, partition, min_offset, &of_partition).await?);
         }
         self.complete(user, &mut seen).await?;
+        Ok(seen)
+    }
+
+    async fn pages_of(&self, queries: &[PageQuery]) -> Result<Vec<Option<Page>>, Unavailable> {
+        let users: BTreeSet<UserId> = queries.iter().map(|query| query.user).collect();
+        let mut known = HashMap::new();
+        for user in users {
+            let of_user = queries.iter().filter(|query| query.user == user);
+            let seen = self.look_at_all(user, of_user.map(|query| (query.room, query.min_offset))).await?;
+            let answers = seen.into_iter().filter_map(Seen::answer);
+            known.extend(answers.map(|(info, member, _)| ((user, info.id), (info, member))));
+        }
+        // I9: how many of them read the store at a time is bounded in `read`.
+        let page = |query: &PageQuery| self.page_in(*query, known.get(&(query.user, query.room)).cloned());
+        try_join_all(queries.iter().map(page)).await
+    }
+
+    async fn rooms_with(&self, user: UserId, rooms: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable> {
+        let seen = self.look_at_all(user, rooms.iter().copied()).await?;
         let answers: Vec<_> = seen.into_iter().filter_map(Seen::answer).collect();
         if answers.is_empty() {
             return Ok(Vec::new());
@@ -530,6 +566,10 @@ fn within(events: &[Arc<Event>], (start, _): Range, (first, last): Range) -> &[A
 impl HistoryPort for History {
     async fn page(&self, query: PageQuery) -> Result<Option<Page>, Unavailable> {
         self.in_time(self.page_of(query)).await
+    }
+
+    async fn pages(&self, queries: &[PageQuery]) -> Result<Vec<Option<Page>>, Unavailable> {
+        self.in_time(self.pages_of(queries)).await
     }
 
     async fn rooms(&self, user: UserId, rooms: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable> {

@@ -165,6 +165,36 @@ async fn an_inbox_is_one_round_of_reads_whatever_the_number_of_rooms() {
         let expected = if of_user.info.id == room(7) { (Seq(3), Seq(2)) } else { (Seq(1), Seq(1)) };
         assert_eq!((of_user.delivered_seq, of_user.read_seq), expected);
     }
+    let newest = |room, limit| PageQuery { user: user(0), room, from: PageFrom::Newest, limit, min_offset: Offset(0) };
+    let queries: Vec<_> = (0..40).map(|n| newest(room(n), 1)).collect();
+    let pages = running.history.pages(&queries).await.unwrap();
+    assert_eq!(world.store.take_calls(), BTreeMap::from([("events", 40)]), "rooms and standings are known by now");
+    assert!(pages.iter().all(|page| seqs(&page.as_ref().unwrap().events) == [3]));
+    assert_eq!(running.history.pages(&queries).await.unwrap().len(), 40);
+    assert_eq!(world.store.take_calls(), BTreeMap::new(), "events too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_of_cold_rooms_read_rooms_and_standings_once_for_all_of_them() {
+    let mut world = world().await;
+    let running = world.start();
+    for n in 0..40 {
+        world.create(room(n), user(n % 2), RoomHistory::All).await;
+        world.say(room(n), user(n % 2), "hello").await;
+    }
+    world.settle(&running).await;
+    running.stop().await.unwrap();
+    let running = world.start_cold().await;
+    let page = |room, from| PageQuery { user: user(0), room, from, limit: 2, min_offset: Offset(0) };
+    // Every room twice, every other one a stranger's, and one that does not exist.
+    let both = |n| [page(room(n), PageFrom::Newest), page(room(n), PageFrom::After(Seq::ZERO))];
+    let queries: Vec<_> = (0..=40).flat_map(both).collect();
+    let pages = running.history.pages(&queries).await.unwrap();
+    assert_eq!(world.store.take_calls(), BTreeMap::from([("rooms", 1), ("standings", 1), ("events", 20)]));
+    for (query, page) in queries.iter().zip(&pages) {
+        world.check_page(world.head(query.room), *query, page.as_ref());
+    }
+    assert_eq!(pages.iter().flatten().count(), 40);
 }
 
 #[tokio::test(start_paused = true)]

@@ -112,6 +112,22 @@ async fn check_list(world: &World, running: &Running, who: usize) {
     }
 }
 
+/// Asks for pages of all rooms at once, one that does not exist among them.
+async fn check_pages(world: &World, running: &Running, who: usize) {
+    let mut queries = Vec::new();
+    for room in (0..=ROOMS).rev().map(room) {
+        let min_offset = world.end(Topic::Events, room.as_bytes()).await;
+        let query = PageQuery { user: user(who), room, from: PageFrom::Newest, limit: 1, min_offset };
+        let first = PageQuery { from: PageFrom::After(Seq::ZERO), limit: 3, min_offset: schemas::Offset(0), ..query };
+        queries.extend([query, first]);
+    }
+    let pages = running.history.pages(&queries).await.unwrap();
+    assert_eq!(pages.len(), queries.len());
+    for (query, page) in queries.into_iter().zip(&pages) {
+        world.check_page(world.head(query.room), query, page.as_ref());
+    }
+}
+
 /// Pages through a room from `cursor` on, as a socket that comes back does.
 async fn check_resumed(world: &World, running: &Running, who: usize, id: usize, mut cursor: Seq) {
     let mut got = Vec::new();
@@ -220,7 +236,10 @@ async fn run(config: Config, steps: Vec<Step>) {
                 let read = tokio::spawn(async move { history.page(query).await });
                 reads.push((world.head(room(id)), query, read));
             }
-            Step::List(who) => check_list(&world, &running, who).await,
+            Step::List(who) => {
+                check_list(&world, &running, who).await;
+                check_pages(&world, &running, who).await;
+            }
             Step::Wait(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
             Step::Settle => world.settle(&running).await,
             Step::Mishap(mishap) => world.store.mishaps.lock().push_back(mishap),

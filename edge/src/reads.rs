@@ -4,7 +4,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use futures_util::future::try_join_all;
 use schemas::command::ReplyTo;
 use schemas::frame::EventView;
 use schemas::limits::COMMAND_DEADLINE;
@@ -98,39 +97,45 @@ impl App {
         }
     }
 
-    /// Shows rooms to someone who is or was in them, direct ones with their peer, and if asked with their newest event.
+    /// Shows rooms to someone who is or was in them, direct ones with their peer, and if asked with their newest event:
+    /// one call for history whatever their number.
     pub(crate) async fn show(&self, user: UserId, rooms: &[RoomOfUser], newest: bool) -> Result<Vec<RoomView>> {
-        let page = async |room: &RoomOfUser, from, limit| {
-            // Any position will do: `rooms` was read at the end already.
-            let query = PageQuery { user, room: room.info.id, from, limit, min_offset: Offset::default() };
-            self.deps.history.page(query).await
+        // Any position will do: `rooms` was read at the end already.
+        let query = |room: &RoomOfUser, from, limit| PageQuery {
+            user,
+            room: room.info.id,
+            from,
+            limit,
+            min_offset: Offset::default(),
         };
-        let parts = rooms.iter().map(async |room| -> Result<_> {
-            let mut view = RoomView::of(room);
-            if newest && let Some(page) = page(room, PageFrom::Newest, 1).await? {
-                view.newest = page.events.last().map(|event| EventView::of(event, Some(user)));
-            }
-            let peer = match room.info.settings.kind {
-                RoomKind::Group => None,
-                RoomKind::Direct if room.info.created_by != user => Some(room.info.created_by),
-                // The room and its two members are its first three events.
-                RoomKind::Direct => page(room, PageFrom::After(Seq::ZERO), 3).await?.and_then(|page| {
-                    page.events.iter().find_map(|event| match &event.kind {
-                        EventKind::Member(member) if member.user != user => Some(member.user),
-                        _ => None,
-                    })
-                }),
-            };
-            Ok((view, peer))
-        });
-        let parts = try_join_all(parts).await?;
-        let peers: Vec<UserId> = parts.iter().filter_map(|(_, peer)| *peer).collect();
-        let peers = self.profiles_of(user, &peers).await?;
-        let with_peer = |(view, peer): (RoomView, Option<UserId>)| {
-            let peer = peer.and_then(|peer| peers.get(&peer).cloned());
-            RoomView { peer, ..view }
+        let newest_of = rooms.iter().filter(|_| newest).map(|room| query(room, PageFrom::Newest, 1));
+        // The room and its two members are a direct room's first three events.
+        let made_by_caller = |room: &&RoomOfUser| room.info.created_by == user && is_direct(room);
+        let beginnings = rooms.iter().filter(made_by_caller).map(|room| query(room, PageFrom::After(Seq::ZERO), 3));
+        let queries: Vec<PageQuery> = newest_of.chain(beginnings).collect();
+        let pages = if queries.is_empty() { Vec::new() } else { self.deps.history.pages(&queries).await? };
+        let asked = queries.iter().map(|query| (query.room, query.from));
+        let events: HashMap<(RoomId, PageFrom), Vec<Arc<Event>>> =
+            asked.zip(pages).filter_map(|(asked, page)| Some((asked, page?.events))).collect();
+        let events = |room: &RoomOfUser, from| events.get(&(room.info.id, from)).map_or(&[][..], Vec::as_slice);
+
+        let peer_of = |room: &RoomOfUser| match room.info.created_by {
+            _ if !is_direct(room) => None,
+            creator if creator != user => Some(creator),
+            _ => events(room, PageFrom::After(Seq::ZERO)).iter().find_map(|event| match &event.kind {
+                EventKind::Member(member) if member.user != user => Some(member.user),
+                _ => None,
+            }),
         };
-        Ok(parts.into_iter().map(with_peer).collect())
+        let peers: Vec<Option<UserId>> = rooms.iter().map(peer_of).collect();
+        let ids: Vec<UserId> = peers.iter().copied().flatten().collect();
+        let profiles = self.profiles_of(user, &ids).await?;
+        let view = |(room, peer): (&RoomOfUser, &Option<UserId>)| RoomView {
+            newest: events(room, PageFrom::Newest).last().map(|event| EventView::of(event, Some(user))),
+            peer: peer.and_then(|peer| profiles.get(&peer).cloned()),
+            ..RoomView::of(room)
+        };
+        Ok(rooms.iter().zip(&peers).map(view).collect())
     }
 
     /// The room as the caller may see it, after whatever was acknowledged.
@@ -203,4 +208,8 @@ impl App {
             (None, None) => Err(Error::unavailable()),
         }
     }
+}
+
+fn is_direct(room: &RoomOfUser) -> bool {
+    room.info.settings.kind == RoomKind::Direct
 }

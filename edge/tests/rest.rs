@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -436,6 +437,34 @@ async fn the_inbox_has_the_newest_event_of_each_room_by_activity() {
     for bad in ["scope=all", "sort=size", "cursor=x", "limit=1000"] {
         w.get(&ada, &format!("/v1/rooms?{bad}")).await.fails(422, "invalid");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_inbox_asks_history_as_often_for_many_rooms_as_for_few() {
+    let w = World::new().await;
+    let ada = w.person("ada").await;
+    let mut expected = BTreeMap::new();
+    for n in 0..20 {
+        let bob = w.person(&format!("bob{n}")).await;
+        let direct = w.put(&ada, &format!("/v1/direct/{}", bob.id), Value::Null).await.is(200);
+        let direct = direct["id"].as_str().unwrap().to_owned();
+        let group = w.room(&ada, &[&bob], json!({})).await;
+        for (room, peer) in [(direct, Some(bob.id.clone())), (group, None)] {
+            let newest = w.say(&bob, &room, &format!("message {n}")).await;
+            expected.insert(room, (newest["id"].clone(), peer));
+        }
+    }
+    w.history.take_calls();
+    let inbox = w.get(&ada, "/v1/rooms?scope=mine&limit=100").await.is(200);
+    assert_eq!(w.history.take_calls(), BTreeMap::from([("rooms_of", 1), ("rooms", 1), ("pages", 1)]));
+    let items = inbox["items"].as_array().unwrap();
+    assert_eq!(items.len(), expected.len());
+    for item in items {
+        let (newest, peer) = &expected[item["id"].as_str().unwrap()];
+        assert_eq!((&item["newest"]["id"], item["peer"]["id"].as_str()), (newest, peer.as_deref()), "{item}");
+    }
+    w.get(&ada, "/v1/rooms?scope=mine&limit=1").await.is(200);
+    assert_eq!(w.history.take_calls(), BTreeMap::from([("rooms_of", 1), ("rooms", 1), ("pages", 1)]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -171,6 +171,9 @@ pub struct RoomOfUser {
 pub trait HistoryPort: Send + Sync {
     /// One page. `Ok(None)`: no such room, a deleted one, or the person was never in it.
     async fn page(&self, query: PageQuery) -> Result<Option<Page>, Unavailable>;
+    /// The page of each question, in their order, as [`HistoryPort::page`] answers it. One call whatever the number of
+    /// rooms; all of it or nothing.
+    async fn pages(&self, queries: &[PageQuery]) -> Result<Vec<Option<Page>>, Unavailable>;
     /// Rooms by id as they are at or after each `min_offset`; absent where there is none or the person was never in. A
     /// deleted one says so.
     /// One call whatever the number of rooms.

@@ -99,6 +99,10 @@ impl HistoryPort for HistorySwitch {
         self.now()?.page(query).await
     }
 
+    async fn pages(&self, queries: &[PageQuery]) -> Result<Vec<Option<Page>>, Unavailable> {
+        self.now()?.pages(queries).await
+    }
+
     async fn rooms(&self, user: UserId, rooms: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable> {
         self.now()?.rooms(user, rooms).await
     }

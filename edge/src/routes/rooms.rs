@@ -316,7 +316,8 @@ impl Place {
     }
 }
 
-/// One's own rooms: one call for the list, one for all rooms in it, whatever their number (I7).
+/// One's own rooms: one call for the list, one for all rooms in it, one for what is shown of them, whatever their number
+/// (I7).
 async fn inbox(
     app: &App,
     user: UserId,

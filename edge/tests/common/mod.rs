@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,9 +15,10 @@ use edge::auth::password::{PasswordHasher, Verdict};
 use edge::hub::Hub;
 use edge::metrics::HubMetrics;
 use edge::{App, Config, Deps};
+use parking_lot::Mutex;
 use prometheus::Registry;
-use schemas::link::Unavailable;
-use schemas::{Clock, EdgeId, Entropy, Timestamp};
+use schemas::link::{HistoryPort, Lane, Page, PageQuery, RoomOfUser, Unavailable};
+use schemas::{Clock, EdgeId, Entropy, Offset, Partition, RoomId, Timestamp, UserId};
 use serde_json::{Value, json};
 use store::Store;
 use store::memory::MemoryStore;
@@ -39,6 +41,43 @@ impl Clock for TestClock {
     }
     fn elapsed(&self) -> Duration {
         self.0.elapsed()
+    }
+}
+
+/// History that counts what it is asked.
+pub struct Counted {
+    inner: Arc<dyn HistoryPort>,
+    calls: Mutex<BTreeMap<&'static str, usize>>,
+}
+
+impl Counted {
+    /// Calls since the last time.
+    pub fn take_calls(&self) -> BTreeMap<&'static str, usize> {
+        std::mem::take(&mut *self.calls.lock())
+    }
+
+    fn called(&self, name: &'static str) -> &Arc<dyn HistoryPort> {
+        *self.calls.lock().entry(name).or_default() += 1;
+        &self.inner
+    }
+}
+
+#[async_trait]
+impl HistoryPort for Counted {
+    async fn page(&self, query: PageQuery) -> Result<Option<Page>, Unavailable> {
+        self.called("page").page(query).await
+    }
+    async fn pages(&self, queries: &[PageQuery]) -> Result<Vec<Option<Page>>, Unavailable> {
+        self.called("pages").pages(queries).await
+    }
+    async fn rooms(&self, user: UserId, rooms: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable> {
+        self.called("rooms").rooms(user, rooms).await
+    }
+    async fn rooms_of(&self, user: UserId, min_offset: Offset) -> Result<Vec<RoomId>, Unavailable> {
+        self.called("rooms_of").rooms_of(user, min_offset).await
+    }
+    async fn settle(&self, lane: Lane, partition: Partition, min_offset: Offset) -> Result<(), Unavailable> {
+        self.called("settle").settle(lane, partition, min_offset).await
     }
 }
 
@@ -76,6 +115,7 @@ pub struct World {
     pub app: Arc<App>,
     pub router: axum::Router,
     pub store: Arc<MemoryStore>,
+    pub history: Arc<Counted>,
     pub clock: Arc<TestClock>,
     entropy: Arc<TestEntropy>,
     _shutdown: watch::Sender<bool>,
@@ -152,19 +192,21 @@ impl World {
         let metrics = archiver::Metrics::new(&registry).unwrap();
         let (history, archive) = archiver::new(deps, archiver::Config::default(), metrics);
         tokio::spawn(archive.run(stop.clone()));
+        let history = Arc::new(Counted { inner: history, calls: Mutex::default() });
         let deps = fanout::Deps { log: log.clone(), clock: time.clone() };
         let (fanout, worker) = fanout::new(deps, fanout::Config::default(), fanout::Metrics::new(&registry).unwrap());
         tokio::spawn(worker.run(stop.clone()));
 
         let edge = EdgeId(uuid::Uuid::from_u128(77));
-        let deps = Deps { edge, log, store: shared, fanout, history, clock: time, entropy: entropy.clone() };
+        let deps =
+            Deps { edge, log, store: shared, fanout, history: history.clone(), clock: time, entropy: entropy.clone() };
         let hub = Hub::new(deps.clone(), HubMetrics::new(&registry).unwrap());
         tokio::time::timeout(Duration::from_secs(10), hub.attach()).await.unwrap().unwrap();
         tokio::spawn(hub.clone().run(stop));
         let metrics = edge::Metrics::new(&registry).unwrap();
         let app = App::new(deps, hub, config, Arc::new(PlainHasher), metrics).await.unwrap();
         let router = edge::routes::router(app.clone());
-        Self { app, router, store, clock, entropy, _shutdown: shutdown }
+        Self { app, router, store, history, clock, entropy, _shutdown: shutdown }
     }
 
     /// A fresh UUIDv7.
