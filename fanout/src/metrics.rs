@@ -8,6 +8,7 @@ pub struct Metrics {
     pub(crate) edges: IntGauge,
     pub(crate) rooms: IntGauge,
     pub(crate) users: IntGauge,
+    pub(crate) waiting: IntGauge,
     pub(crate) batches: IntCounter,
     pub(crate) items: IntCounter,
     pub(crate) edges_lost: IntCounter,
@@ -47,6 +48,10 @@ impl Metrics {
             edges: gauge(Opts::new("posthaste_fanout_edges", "Edges attached."))?,
             rooms: gauge(keys().const_label("lane", "rooms"))?,
             users: gauge(keys().const_label("lane", "users"))?,
+            waiting: gauge(Opts::new(
+                "posthaste_fanout_waiting_requests",
+                "Requests of edges that wait for their turn.",
+            ))?,
             batches: counter("posthaste_fanout_batches_total", "Batches that an edge has taken.")?,
             items: counter("posthaste_fanout_items_total", "Items in the batches that an edge has taken.")?,
             edges_lost: counter("posthaste_fanout_edges_lost_total", "Edges that did not take a batch.")?,

@@ -527,6 +527,7 @@ impl Worker {
         self.metrics.edges.set(gauge(self.edges.len()));
         self.metrics.rooms.set(gauge(self.interest.key_count(Lane::Rooms)));
         self.metrics.users.set(gauge(self.interest.key_count(Lane::Users)));
+        self.metrics.waiting.set(gauge(self.requests.len() + self.parked.len()));
     }
 }
 

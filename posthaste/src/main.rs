@@ -3,6 +3,7 @@
 mod admin;
 mod chat;
 mod config;
+mod lag;
 mod readers;
 mod retention;
 mod shutdown;

@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Process, Readiness};
 use crate::config::Settings;
+use crate::lag::Lag;
 use crate::retention::{self, Retention};
 use crate::shutdown::Signals;
 use crate::telemetry::{OsEntropy, SystemClock};
@@ -103,6 +104,7 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     let ingest =
         ingest::Deps { log: log.clone(), store: store.clone(), clock: clock.clone(), entropy: entropy.clone() };
     let (ingest_config, ingest_metrics) = (settings.ingest.clone(), ingest::Metrics::new(&registry)?);
+    let lag = Lag::new(log.clone(), &registry)?;
     let keeping = retention::Metrics::new(&registry)?;
     let retention = Retention::new(log.clone(), store.clone(), clock.clone(), settings.retention.clone(), keeping);
     let deps = edge::Deps {
@@ -133,6 +135,13 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     roles.start("retention", |stop| async move {
         tokio::select! {
             () = retention.run() => {}
+            () = stopped(stop) => {}
+        }
+        Ok(())
+    });
+    roles.start("lag", |stop| async move {
+        tokio::select! {
+            () = lag.run() => {}
             () = stopped(stop) => {}
         }
         Ok(())

@@ -2,8 +2,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Server, command};
 use rustix::process::Signal;
+use serde_json::json;
+use testkit::client::{Api, new_id};
 
 #[test]
 fn a_server_says_that_it_is_ready_and_ends_with_0_when_told_to() {
@@ -17,20 +21,79 @@ fn a_server_says_that_it_is_ready_and_ends_with_0_when_told_to() {
     }
 }
 
-#[test]
-fn metrics_of_the_process_and_of_every_role_are_in_one_place() {
+#[tokio::test]
+async fn metrics_of_the_process_and_of_every_role_are_in_one_place() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
-    let metrics = server.get("/metrics");
-    for name in ["process_open_fds", "process_resident_memory_bytes", "process_cpu_seconds_total"] {
-        assert!(metrics.contains(&format!("\n{name} ")), "{name}");
-    }
-    for area in ["log", "store", "ingest", "fanout", "archiver", "edge"] {
-        assert!(metrics.contains(&format!("\nposthaste_{area}_")), "{area}");
-    }
+    let api = Api::new(server.address);
+    let (ada, bob) = (api.sign_up("ada").await.unwrap(), api.sign_up("bob").await.unwrap());
+    let room = ada.create_room(json!({"name": "Room"}), &[&bob]).await.unwrap();
+    let (mut wire, _) = bob.connect(json!({})).await.unwrap();
+    let id = wire.send_message(&room, "over a socket").await.unwrap();
+    assert_eq!(wire.first("accepted").await.unwrap()["client_msg_id"], *id);
+    ada.post(&room, "over REST").await.unwrap();
+    assert_eq!(wire.first("message").await.unwrap()["content"]["body"], "over REST");
+    // Sent again, and refused: such things are counted as well.
+    wire.resend_message(&room, &id, "again").await.unwrap();
+    assert_eq!(wire.first("accepted").await.unwrap()["duplicate"], true);
+    let eve = api.sign_up("eve").await.unwrap();
+    let message = json!({"client_msg_id": new_id(), "content": {"type": "text/plain", "body": "let me in"}});
+    eve.api.post(&format!("/v1/rooms/{room}/messages"), message).await.unwrap().refused(404, "not_found").unwrap();
+
     for stage in ["appended", "decided", "committed", "fanned_out", "written", "acknowledged", "archived"] {
-        assert!(metrics.contains(&format!("posthaste_stage_seconds_count{{stage=\"{stage}\"}}")), "{stage}");
+        // The archive is written a moment later.
+        until(|| server.metric("posthaste_stage_seconds_count", &format!("stage=\"{stage}\"")) >= Some(1.0), stage)
+            .await;
     }
+    let lags = [
+        ("ingest", vec!["commands"]),
+        ("fanout", vec!["events", "user-events", "receipts", "signals"]),
+        ("archiver", vec!["events", "user-events", "receipts"]),
+    ];
+    for (group, topics) in lags {
+        for topic in topics {
+            let labels = format!("group=\"{group}\",topic=\"{topic}\"");
+            until(|| server.metric("posthaste_log_lag_records", &labels) == Some(0.0), &labels).await;
+        }
+    }
+    for name in [
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+        // Queues.
+        "posthaste_log_queue_requests",
+        "posthaste_store_queued_writes",
+        "posthaste_archiver_unarchived_events",
+        "posthaste_ingest_unarchived_events",
+        "posthaste_fanout_waiting_requests",
+        "posthaste_edge_hashing_depth",
+        // People.
+        "posthaste_edge_connections",
+        "posthaste_edge_sockets",
+        // What must not happen.
+        "posthaste_fanout_holes_total",
+        "posthaste_fanout_doubles_total",
+        "posthaste_archiver_holes_total",
+        "posthaste_archiver_doubles_total",
+    ] {
+        assert!(server.metric(name, "").is_some(), "{name}");
+    }
+    assert_eq!(server.metric("posthaste_edge_sockets", ""), Some(1.0));
+    assert_eq!(server.metric("posthaste_ingest_dedup_hits_total", ""), Some(1.0));
+    assert_eq!(server.metric("posthaste_ingest_rejections_total", "code=\"not_a_member\""), Some(1.0));
+    for breach in ["fanout_holes", "fanout_doubles", "archiver_holes", "archiver_doubles"] {
+        assert_eq!(server.metric(&format!("posthaste_{breach}_total"), ""), Some(0.0), "{breach}");
+    }
+}
+
+/// Waits for something that comes a moment later.
+async fn until(is_so: impl Fn() -> bool, what: &str) {
+    let so = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), so).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
 #[test]
