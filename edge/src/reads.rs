@@ -108,7 +108,8 @@ impl App {
             limit,
             min_offset: Offset::default(),
         };
-        let newest_of = rooms.iter().filter(|_| newest).map(|room| query(room, PageFrom::Newest, 1));
+        let needs_newest = |room: &&RoomOfUser| newest || RoomView::hides_present(room);
+        let newest_of = rooms.iter().filter(needs_newest).map(|room| query(room, PageFrom::Newest, 1));
         // The room and its two members are a direct room's first three events.
         let made_by_caller = |room: &&RoomOfUser| room.info.created_by == user && is_direct(room);
         let beginnings = rooms.iter().filter(made_by_caller).map(|room| query(room, PageFrom::After(Seq::ZERO), 3));
@@ -130,10 +131,13 @@ impl App {
         let peers: Vec<Option<UserId>> = rooms.iter().map(peer_of).collect();
         let ids: Vec<UserId> = peers.iter().copied().flatten().collect();
         let profiles = self.profiles_of(user, &ids).await?;
-        let view = |(room, peer): (&RoomOfUser, &Option<UserId>)| RoomView {
-            newest: events(room, PageFrom::Newest).last().map(|event| EventView::of(event, Some(user))),
-            peer: peer.and_then(|peer| profiles.get(&peer).cloned()),
-            ..RoomView::of(room)
+        let view = |(room, peer): (&RoomOfUser, &Option<UserId>)| {
+            let newest_event = events(room, PageFrom::Newest).last();
+            RoomView {
+                newest: newest_event.filter(|_| newest).map(|event| EventView::of(event, Some(user))),
+                peer: peer.and_then(|peer| profiles.get(&peer).cloned()),
+                ..RoomView::of(room, newest_event.map(Arc::as_ref))
+            }
         };
         Ok(rooms.iter().zip(&peers).map(view).collect())
     }

@@ -6,7 +6,7 @@ use schemas::frame::EventView;
 use schemas::link::RoomOfUser;
 use schemas::message::{Role, RoomHistory, RoomKind, RoomVisibility};
 use schemas::room::RoomInfo;
-use schemas::{DeviceId, RoomId, Seq, Timestamp, UserId};
+use schemas::{DeviceId, Event, RoomId, Seq, Timestamp, UserId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use store::accounts::{Account, Audience, ProfileVisibility};
@@ -140,12 +140,13 @@ pub struct RoomView {
     pub created_at: Timestamp,
     /// By whom.
     pub created_by: UserId,
-    /// Time of its newest event.
+    /// Time of its newest event; to someone who is out of a private room, of the newest one that they may see.
     pub last_activity_at: Timestamp,
     /// Its newest event that the caller may see.
     pub head_seq: Seq,
-    /// How many are in.
-    pub member_count: u32,
+    /// How many are in; absent to someone who is out of a private room, since they must not see it change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member_count: Option<u32>,
     /// In the inbox: the event at `head_seq`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest: Option<EventView>,
@@ -174,15 +175,21 @@ impl RoomView {
             created_by: info.created_by,
             last_activity_at: info.last_activity_at,
             head_seq: info.head_seq,
-            member_count: info.member_count,
+            member_count: Some(info.member_count),
             newest: None,
             me: None,
             peer: None,
         }
     }
 
-    /// A room as someone who is or was in it may see it.
-    pub(crate) fn of(room: &RoomOfUser) -> Self {
+    /// Whether what goes on in a room now is kept from someone who was in it: strangers must not see it either.
+    pub(crate) fn hides_present(room: &RoomOfUser) -> bool {
+        !room.member.is_in() && room.info.settings.visibility == RoomVisibility::Private
+    }
+
+    /// A room as someone who is or was in it may see it; `newest` is the newest event that they may see, needed only
+    /// where the present is hidden.
+    pub(crate) fn of(room: &RoomOfUser, newest: Option<&Event>) -> Self {
         let joined_seq = room.member.joined_seq();
         let me = MyStanding {
             role: room.member.role,
@@ -190,11 +197,16 @@ impl RoomView {
             delivered_seq: room.delivered_seq.max(joined_seq.prev()),
             read_seq: room.read_seq.max(joined_seq.prev()),
         };
-        Self {
+        let shown = Self {
             head_seq: room.member.visible_head(room.info.head_seq),
             me: room.member.is_in().then_some(me),
             ..Self::of_stranger(&room.info)
+        };
+        if Self::hides_present(room) {
+            let last_activity_at = newest.map_or(room.info.created_at, |event| event.at);
+            return Self { last_activity_at, member_count: None, ..shown };
         }
+        shown
     }
 }
 

@@ -307,6 +307,30 @@ async fn a_removed_member_reads_up_to_the_removal_and_no_further() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_goes_on_in_a_private_room_is_kept_from_who_was_removed() {
+    let w = World::new().await;
+    let (ada, bob, eve) = (w.person("ada").await, w.person("bob").await, w.person("eve").await);
+    let room = w.room(&ada, &[&bob], json!({"visibility": "private"})).await;
+    let path = format!("/v1/rooms/{room}");
+    w.delete(&ada, &format!("{path}/members/{}", bob.id)).await.is(204);
+    let removal = w.get(&bob, &format!("{path}/messages")).await.is(200)["items"].as_array().unwrap().last().cloned();
+    let removed_at = removal.unwrap()["at"].clone();
+    let then = w.get(&bob, &path).await.is(200);
+    assert_eq!((&then["last_activity_at"], then["member_count"].as_u64()), (&removed_at, None), "{then}");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    w.say(&ada, &room, "after").await;
+    w.put(&ada, &format!("{path}/members/{}", eve.id), json!({})).await;
+    assert_eq!(w.get(&bob, &path).await.is(200), then, "nothing of it shows");
+    let seen = w.get(&ada, &path).await.is(200);
+    assert_eq!(seen["member_count"], 2);
+    assert_ne!(seen["last_activity_at"], removed_at);
+    // What everyone may see, someone who was in it may see as well.
+    w.patch(&ada, &path, json!({"visibility": "public"})).await.is(200);
+    let open = w.get(&bob, &path).await.is(200);
+    assert_eq!((open["member_count"].as_u64(), open["head_seq"] == then["head_seq"]), (Some(2), true), "{open}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_people_have_one_direct_room() {
     let w = World::new().await;
     let (ada, bob, eve) = (w.person("ada").await, w.person("bob").await, w.person("eve").await);

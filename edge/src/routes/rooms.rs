@@ -387,6 +387,8 @@ async fn directory(
     let known: Vec<(RoomId, Offset)> = infos.iter().map(|info| (info.id, Offset::default())).collect();
     let mine = app.deps.history.rooms(user, &known).await?;
     let mine: HashMap<RoomId, RoomOfUser> = mine.into_iter().map(|room| (room.info.id, room)).collect();
-    let show = |info: &RoomInfo| mine.get(&info.id).map_or_else(|| RoomView::of_stranger(info), RoomView::of);
+    let show = |info: &RoomInfo| {
+        mine.get(&info.id).map_or_else(|| RoomView::of_stranger(info), |room| RoomView::of(room, None))
+    };
     Ok(Page { items: infos.iter().map(show).collect(), next_cursor })
 }
