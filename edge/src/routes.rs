@@ -15,6 +15,7 @@ use crate::App;
 use crate::error::{Code, Error};
 
 mod auth;
+mod devices;
 mod direct;
 mod docs;
 mod me;
@@ -34,6 +35,8 @@ pub(crate) fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(auth::refresh))
         .routes(routes!(auth::sign_out))
         .routes(routes!(me::get_me, me::change_me))
+        .routes(routes!(devices::list_devices))
+        .routes(routes!(devices::sign_device_out))
         .routes(routes!(users::get_user))
         .routes(routes!(users::find_users))
         .routes(routes!(rooms::create_room, rooms::list_rooms))

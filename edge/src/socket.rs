@@ -23,6 +23,8 @@ use crate::limits::Place;
 pub trait Gate: Send + Sync {
     /// Who an access token speaks for, or the close code for a bad one.
     async fn authenticate(&self, token: &str) -> Result<Identity, u16>;
+    /// Whether the token that made this out has been taken back since.
+    fn is_revoked(&self, identity: &Identity) -> bool;
     /// A fresh UUIDv7.
     fn next_id(&self) -> Uuid;
     /// Takes one send of this person from their allowance; else how many ms to wait.

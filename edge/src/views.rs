@@ -55,6 +55,21 @@ pub struct TokensView {
     pub user: UserView,
 }
 
+/// One installation of a client that is signed in.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeviceView {
+    /// Which.
+    pub id: DeviceId,
+    /// What its owner calls it.
+    pub name: String,
+    /// When it signed in.
+    pub created_at: Timestamp,
+    /// When it last took fresh tokens.
+    pub last_seen: Timestamp,
+    /// Whether this call comes from it.
+    pub current: bool,
+}
+
 /// A person.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct UserView {

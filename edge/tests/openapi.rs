@@ -39,13 +39,15 @@ fn every_reference_leads_somewhere() {
     }
 }
 
-const CALLS: [(&str, &str); 25] = [
+const CALLS: [(&str, &str); 27] = [
     ("post", "/v1/auth/sign-in"),
     ("post", "/v1/auth/sign-up"),
     ("post", "/v1/auth/refresh"),
     ("post", "/v1/auth/sign-out"),
     ("get", "/v1/me"),
     ("patch", "/v1/me"),
+    ("get", "/v1/me/devices"),
+    ("delete", "/v1/me/devices/{device}"),
     ("get", "/v1/users/{id}"),
     ("get", "/v1/users"),
     ("post", "/v1/rooms"),

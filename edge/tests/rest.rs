@@ -115,6 +115,51 @@ async fn signing_out_kills_the_device_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_person_sees_their_devices_and_signs_out_any_of_them_but_nobody_elses() {
+    let w = World::new().await;
+    let (phone, bob) = (w.person("ada").await, w.person("bob").await);
+    let mut others = Vec::new();
+    for name in ["laptop", "tablet"] {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let body = json!({"username": "ada", "password": "password of ada", "device_name": name});
+        others.push(person(&w.call("", "POST", "/v1/auth/sign-in", body).await.is(200)));
+    }
+    let page = w.get(&phone, "/v1/me/devices").await.is(200);
+    let items = page["items"].as_array().unwrap();
+    let names: Vec<&str> = items.iter().map(|device| device["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["tablet", "laptop", ""], "newest first");
+    let current: Vec<bool> = items.iter().map(|device| device["current"].as_bool().unwrap()).collect();
+    assert_eq!(current, [false, false, true]);
+    assert_eq!(items[2]["id"], phone.device.as_str());
+    assert!(items[0]["created_at"].as_str() > items[1]["created_at"].as_str());
+    assert!(items[0]["last_seen"].is_string());
+    // The same, a page at a time.
+    let first = w.get(&phone, "/v1/me/devices?limit=2").await.is(200);
+    let next = first["next_cursor"].as_str().unwrap();
+    let second = w.get(&phone, &format!("/v1/me/devices?limit=2&cursor={next}")).await.is(200);
+    assert!(second["next_cursor"].is_null());
+    assert_eq!([common::ids(&first), common::ids(&second)].concat(), common::ids(&page));
+
+    let laptop = format!("/v1/me/devices/{}", others[0].device);
+    w.call("", "GET", "/v1/me/devices", Value::Null).await.fails(401, "unauthorized");
+    w.call("", "DELETE", &laptop, Value::Null).await.fails(401, "unauthorized");
+    w.delete(&bob, &laptop).await.fails(404, "not_found");
+    w.delete(&bob, &format!("/v1/me/devices/{}", w.v7())).await.fails(404, "not_found");
+    w.delete(&bob, "/v1/me/devices/laptop").await.fails(404, "not_found");
+    w.get(&others[0], "/v1/me").await.is(200);
+
+    w.delete(&phone, &laptop).await.is(204);
+    w.get(&others[0], "/v1/me").await.fails(401, "token_revoked");
+    let body = json!({"refresh_token": others[0].refresh});
+    w.call("", "POST", "/v1/auth/refresh", body).await.fails(401, "token_expired");
+    w.delete(&phone, &laptop).await.is(204);
+    w.get(&others[1], "/v1/me").await.is(200);
+    assert_eq!(common::ids(&w.get(&phone, "/v1/me/devices").await.is(200)).len(), 2);
+    w.delete(&phone, &format!("/v1/me/devices/{}", phone.device)).await.is(204);
+    w.get(&phone, "/v1/me").await.fails(401, "token_revoked");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_edge_that_cannot_read_the_revocations_trusts_no_token() {
     let w = World::cut_off().await;
     let ada = w.person("ada").await;

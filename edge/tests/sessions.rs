@@ -5,13 +5,20 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Request;
 use common::{Person, World};
-use edge::Config;
+use edge::auth::Identity;
+use edge::limits::Place;
+use edge::socket::Gate;
 use edge::socket::frames::Link;
 use edge::socket::session::{self, Context};
+use edge::{App, Config};
 use futures_util::{SinkExt as _, StreamExt as _};
+use schemas::UserId;
 use schemas::limits::FRAME_MAX_BYTES;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, DuplexStream};
@@ -20,6 +27,7 @@ use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tower::ServiceExt as _;
 
 /// What the pipe holds where that does not matter.
 const ROOMY: usize = 1 << 20;
@@ -171,6 +179,118 @@ async fn a_fresh_token_in_time_keeps_the_socket() {
     let (code, second) = client.faithful(Duration::from_secs(600)).await.unwrap();
     assert_eq!(code, 4001);
     assert!((99..=101).contains(&second), "{second}");
+}
+
+/// Reads on to the next warning, answering pings; how long since live, s, and what it says.
+async fn warned(client: &mut Client) -> (u64, u64) {
+    loop {
+        match client.next().await {
+            Ok(frame) if frame["type"] == "ping" => client.say(json!({"type": "pong"})).await,
+            Ok(frame) if frame["type"] == "token_expiring" => {
+                return (client.began.elapsed().as_secs(), frame["in_s"].as_u64().unwrap());
+            }
+            Ok(_) => {}
+            Err(code) => panic!("closed with {code}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_each_token_is_announced_once_60_s_ahead() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    let (second, in_s) = warned(&mut client).await;
+    assert!((839..=841).contains(&second) && (59..=60).contains(&in_s), "{second} {in_s}");
+    // The same one again is no news; a fresh one is.
+    client.say(json!({"type": "authenticate", "token": ada.token})).await;
+    assert!(tokio::time::timeout(Duration::from_secs(20), warned(&mut client)).await.is_err(), "it is said once");
+    let body = json!({"refresh_token": ada.refresh});
+    let fresh = common::person(&world.call("", "POST", "/v1/auth/refresh", body).await.is(200));
+    client.say(json!({"type": "authenticate", "token": fresh.token})).await;
+    let (second, _) = warned(&mut client).await;
+    assert!((1_698..=1_702).contains(&second), "{second}");
+    let (code, second) = client.faithful(Duration::from_secs(3_600)).await.unwrap();
+    assert_eq!(code, 4001);
+    assert!((1_759..=1_762).contains(&second), "{second}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_nearly_over_is_announced_right_after_live() {
+    let world = World::with(Config { access_ttl_s: 40, ..Config::default() }).await;
+    let ada = world.person("ada").await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    let (second, in_s) = warned(&mut client).await;
+    assert_eq!(second, 0);
+    assert!((38..=40).contains(&in_s), "{in_s}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_another_device_does_not_keep_the_socket() {
+    let world = World::new().await;
+    let phone = world.person("ada").await;
+    let body = json!({"username": "ada", "password": "password of ada"});
+    let laptop = common::person(&world.call("", "POST", "/v1/auth/sign-in", body).await.is(200));
+    let mut client = live(&world, &phone, ROOMY).await;
+    client.say(json!({"type": "authenticate", "token": laptop.token})).await;
+    assert_eq!(client.faithful(Duration::from_secs(5)).await.unwrap().0, 4501);
+}
+
+#[tokio::test(start_paused = true)]
+async fn signing_a_device_out_from_another_one_closes_its_sockets_and_no_others() {
+    let world = World::new().await;
+    let phone = world.person("ada").await;
+    let body = json!({"username": "ada", "password": "password of ada"});
+    let laptop = common::person(&world.call("", "POST", "/v1/auth/sign-in", body).await.is(200));
+    let mut of_phone = live(&world, &phone, ROOMY).await;
+    let mut of_laptop = live(&world, &laptop, ROOMY).await;
+    world.delete(&laptop, &format!("/v1/me/devices/{}", phone.device)).await.is(204);
+    assert_eq!(of_phone.faithful(Duration::from_secs(2)).await.unwrap().0, 4504);
+    assert_eq!(of_laptop.faithful(Duration::from_secs(30)).await, None);
+}
+
+/// A gate behind which each token is taken back the moment that it was found good.
+struct TooLate {
+    app: Arc<App>,
+    router: axum::Router,
+}
+
+#[async_trait::async_trait]
+impl Gate for TooLate {
+    async fn authenticate(&self, token: &str) -> Result<Identity, u16> {
+        let identity = self.app.authenticate(token).await.map_err(|_| 0_u16)?;
+        let sign_out = Request::post("/v1/auth/sign-out").header("authorization", format!("Bearer {token}"));
+        let answer = self.router.clone().oneshot(sign_out.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), 204);
+        Ok(identity)
+    }
+    fn is_revoked(&self, identity: &Identity) -> bool {
+        Gate::is_revoked(&*self.app, identity)
+    }
+    fn next_id(&self) -> uuid::Uuid {
+        Gate::next_id(&*self.app)
+    }
+    fn allow_send(&self, user: UserId) -> Result<(), u32> {
+        self.app.allow_send(user)
+    }
+    fn allow_socket(&self, user: UserId) -> Result<Place<UserId>, u32> {
+        self.app.allow_socket(user)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_on_its_way_in_does_not_slip_past_its_sign_out() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let gate = Arc::new(TooLate { app: world.app.clone(), router: world.router.clone() });
+    let (near, far) = tokio::io::duplex(ROOMY);
+    let context = Context { hub: world.app.hub.clone(), gate };
+    let session = tokio::spawn(session::run(Link::new(far, &[]), context, None, ()));
+    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    let mut client = Client { socket, session, began: Instant::now() };
+    client.say(json!({"type": "hello", "token": ada.token})).await;
+    assert_eq!(client.next().await.unwrap()["type"], "welcome");
+    assert_eq!(client.next().await, Err(4501));
 }
 
 #[tokio::test(start_paused = true)]

@@ -31,6 +31,9 @@ pub const ID_AHEAD_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Time for each step before a socket is live: header, upgrade, hello (protocol.md).
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long before its access token ends a socket is told (protocol.md).
+pub const TOKEN_WARNING: Duration = Duration::from_secs(60);
+
 /// Interval of `ping` frames; two missed ones close the socket.
 pub const HEARTBEAT: Duration = Duration::from_secs(25);
 

@@ -222,6 +222,7 @@ impl Hub {
         let ping = wire::control(Control::Ping {});
         for socket in sockets {
             socket.expire(now);
+            socket.warn_of_end(now);
             if socket.expires_at() <= now {
                 socket.close(close::TOKEN_ENDED, None);
             } else if u64::from(elapsed_s.saturating_sub(socket.heard_s())) > 2 * heartbeat_s {

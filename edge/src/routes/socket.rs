@@ -27,6 +27,10 @@ impl Gate for App {
         Self::authenticate(self, token).await.map_err(|error| error.close_code())
     }
 
+    fn is_revoked(&self, identity: &Identity) -> bool {
+        self.revocations.revoked(identity)
+    }
+
     fn next_id(&self) -> Uuid {
         self.ids.next()
     }

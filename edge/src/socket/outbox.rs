@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use schemas::frame::{Control, EventView};
-use schemas::limits::OUTBOX_MAX_BYTES;
+use schemas::limits::{OUTBOX_MAX_BYTES, TOKEN_WARNING};
 use schemas::message::Membership;
 use schemas::outcome::{Outcome, RejectCode};
 use schemas::{CommandId, DeviceId, Event, EventKind, RoomId, Seq, SessionId, Timestamp, UserId};
@@ -65,7 +65,10 @@ struct State {
     relist: bool,
     behind: bool,
     closing: Option<(u16, Option<u32>)>,
+    live: bool,
     expires_at: Timestamp,
+    /// Whether the end of the token has been announced.
+    warned: bool,
 }
 
 struct InFlight {
@@ -175,9 +178,33 @@ impl Socket {
         self.state.lock().expires_at
     }
 
-    /// A fresh token has come.
+    /// A token has come; what it says of its end counts from now on.
     pub fn renew(&self, expires_at: Timestamp) {
-        self.state.lock().expires_at = expires_at;
+        let mut state = self.state.lock();
+        if state.expires_at != expires_at {
+            state.expires_at = expires_at;
+            state.warned = false;
+        }
+    }
+
+    /// Everything missed has been sent.
+    pub fn go_live(&self) {
+        let mut state = self.state.lock();
+        state.live = true;
+        state.push(wire::control(Control::Live {}));
+        self.wake.notify_one();
+    }
+
+    /// Says that the token ends soon, where it does and that has not been said. Before `live` nothing is said: whoever
+    /// comes with a token that is nearly over hears of it once they are there.
+    pub fn warn_of_end(&self, now: Timestamp) {
+        let mut state = self.state.lock();
+        let left = state.expires_at.since(now);
+        if state.live && !state.warned && left <= TOKEN_WARNING && !left.is_zero() {
+            state.warned = true;
+            state.push(wire::control(Control::TokenExpiring { in_s: left.as_secs() }));
+            self.wake.notify_one();
+        }
     }
 
     /// Queues a frame that has no place in a room's sequence. `shed`: it may be dropped where the socket is lagging.

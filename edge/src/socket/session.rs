@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::frames::{Fault, Incoming, Link};
 use super::outbox::Socket;
 use super::{Gate, catch_up, wire};
+use crate::auth::Identity;
 use crate::hub::Hub;
 use crate::limits::Place;
 
@@ -122,8 +123,8 @@ where
 {
     let hello = tokio::time::timeout(HELLO_TIMEOUT, first_frame(link)).await;
     let hello = hello.unwrap_or(Err(End::Closed(close::NO_HELLO, None)))?;
-    let inside = admit(context, &hello, bearer).await?;
-    let beginning = Box::pin(begin(context.clone(), Arc::clone(&inside.socket), hello));
+    let (inside, identity) = admit(context, &hello, bearer).await?;
+    let beginning = Box::pin(begin(context.clone(), Arc::clone(&inside.socket), hello, identity));
     Ok((inside, beginning))
 }
 
@@ -151,7 +152,7 @@ where
 }
 
 /// Who is it, and with which device? Have they room for one more socket?
-async fn admit<'a>(context: &'a Context, hello: &Hello, bearer: Option<String>) -> Result<Inside<'a>, End> {
+async fn admit<'a>(context: &'a Context, hello: &Hello, bearer: Option<String>) -> Result<(Inside<'a>, Identity), End> {
     let refuse = |code| End::Closed(code, None);
     let token = bearer.as_deref().or(hello.token.as_deref()).ok_or(refuse(close::TOKEN_INVALID))?;
     let identity = context.gate.authenticate(token).await.map_err(refuse)?;
@@ -176,7 +177,7 @@ async fn admit<'a>(context: &'a Context, hello: &Hello, bearer: Option<String>) 
         }),
         false,
     );
-    Ok(Inside { hub: &context.hub, socket, _place: place })
+    Ok((Inside { hub: &context.hub, socket, _place: place }, identity))
 }
 
 /// Work beside reading and writing; boxed, for it is rare.
@@ -227,11 +228,10 @@ where
 }
 
 /// The first work of a socket: who is in, which rooms, what was missed (I7).
-async fn begin(context: Context, socket: Arc<Socket>, hello: Hello) -> Result<(), Unavailable> {
-    let hub = &context.hub;
+async fn begin(context: Context, socket: Arc<Socket>, hello: Hello, identity: Identity) -> Result<(), Unavailable> {
     let mut tries = 0;
     loop {
-        match begin_once(hub, &socket, &hello).await {
+        match begin_once(&context, &socket, &hello, &identity).await {
             Err(Unavailable) if tries < TRIES => {
                 tries += 1;
                 tokio::time::sleep(RETRY).await;
@@ -245,8 +245,19 @@ async fn begin(context: Context, socket: Arc<Socket>, hello: Hello) -> Result<()
     }
 }
 
-async fn begin_once(hub: &Arc<Hub>, socket: &Arc<Socket>, hello: &Hello) -> Result<(), Unavailable> {
+async fn begin_once(
+    context: &Context,
+    socket: &Arc<Socket>,
+    hello: &Hello,
+    identity: &Identity,
+) -> Result<(), Unavailable> {
+    let hub = &context.hub;
     let position = hub.enter(socket).await?;
+    // A revocation closes the sockets that the hub knows: this one may have been on its way in.
+    if context.gate.is_revoked(identity) {
+        socket.close(close::TOKEN_INVALID, None);
+        return Ok(());
+    }
     let mut rooms = hub.history().rooms_of(socket.user, position).await?;
     // A room that they have left is followed up to their way out: if the client says that it is not there yet, or if
     // nobody has told it.
@@ -321,13 +332,17 @@ async fn step(context: Context, socket: Arc<Socket>, after_failure: bool) -> Res
 
 /// Everything missed has been sent.
 fn go_live(context: &Context, socket: &Arc<Socket>) {
+    if socket.closing().is_some() {
+        return;
+    }
     let at = context.hub.deps().clock.now();
     for room in socket.rooms() {
         for (user, (delivered_seq, read_seq)) in context.hub.receipts_of(room) {
             socket.push(wire::control(Control::Receipt { room, user, delivered_seq, read_seq, at }), true);
         }
     }
-    socket.push(wire::control(Control::Live {}), false);
+    socket.go_live();
+    socket.warn_of_end(at);
 }
 
 /// Writes everything that waits. `false`: the client takes nothing or has gone.
@@ -444,7 +459,12 @@ fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str) -> Opti
         ClientFrame::Authenticate { token } => {
             return Some(Box::pin(async move {
                 match context.gate.authenticate(&token).await {
-                    Ok(identity) if identity.user == socket.user => socket.renew(identity.expires_at),
+                    // Another device's token would keep the socket when its own device is signed out.
+                    Ok(identity)
+                        if identity.user == socket.user && identity.device.is_none_or(|it| it == socket.device) =>
+                    {
+                        socket.renew(identity.expires_at);
+                    }
                     Ok(_) => socket.close(close::TOKEN_INVALID, None),
                     Err(code) => socket.close(code, None),
                 }
