@@ -20,7 +20,7 @@ bash "$work/examples.sh" >"$work/examples.out" 2>&1 || {
   echo "the README's examples fail" >&2
   exit 1
 }
-for shown in '"body":"Hello, world"' '"type":"live"' '"type":"accepted"'; do
+for shown in '"body":"Hello, world"' '"type":"live"' '"type":"accepted"' 'ada: Hello from a terminal'; do
   grep -qF "$shown" "$work/examples.out" || {
     cat "$work/examples.out"
     echo "the README's examples don't show $shown" >&2

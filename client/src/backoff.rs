@@ -33,7 +33,7 @@ mod tests {
     #[test]
     fn the_bound_doubles_and_stops() {
         let most = |failures| pause(failures, None, &Fixed(0xFF)).as_millis();
-        assert_eq!((most(1), most(2), most(4)), (99, 199, 799));
+        assert_eq!((most(1), most(2), most(4)), (100, 200, 800));
         assert_eq!(most(9), 25_599);
         assert_eq!((most(10), most(60)), (29_999, 29_999));
         assert_eq!(pause(60, None, &Fixed(0)), Duration::ZERO);

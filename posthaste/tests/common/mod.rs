@@ -21,9 +21,10 @@ pub struct Server {
 pub fn command(data: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_posthaste"));
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data"])
+        .args(["serve", "--admin-listen", "127.0.0.1:0", "--data"])
         .arg(data)
         .env_clear()
+        .env("POSTHASTE_LISTEN", "127.0.0.1:0")
         .env("POSTHASTE_LOG", "warn")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
