@@ -86,6 +86,8 @@ impl App {
         let tokens = Tokens::new(&config.issuer, &config.audience, &config.issuers)?;
         let ids = Ids::new(deps.clock.clone(), deps.entropy.clone());
         let keys = Keys::open(deps.store.clone(), deps.clock.clone(), ids.secret()).await?;
+        keys.tend(config.signing_key_age_max(), config.access_ttl(), config.signing_keys_since, || ids.secret())
+            .await?;
         let revocations = Revocations::new(config.access_ttl(), Duration::from_millis(config.revocation_stale_ms));
         revocations.read(&*deps.store, &*deps.clock).await?;
         let limits = Limits::new(config.limits.as_ref(), deps.clock.clone());
@@ -200,12 +202,18 @@ impl App {
             }
             polls = polls.wrapping_add(1);
             if polls.is_multiple_of(KEYS_EVERY_POLLS)
-                && !matches!(tokio::time::timeout(poll * 2, self.keys.reload()).await, Ok(Ok(())))
+                && !matches!(tokio::time::timeout(poll * 2, self.tend_keys()).await, Ok(Ok(())))
             {
                 tracing::warn!("the signing keys can't be read");
             }
             self.metrics.hashing_depth.set(i64::try_from(self.passwords.depth()).unwrap_or(i64::MAX));
         }
+    }
+
+    async fn tend_keys(&self) -> Result<(), store::Error> {
+        self.keys.reload().await?;
+        let (age_max, since) = (self.config.signing_key_age_max(), self.config.signing_keys_since);
+        self.keys.tend(age_max, self.config.access_ttl(), since, || self.ids.secret()).await
     }
 
     /// Creates the account of a person of another issuer, if this is their first time.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use schemas::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::auth::keys::overlap;
 
 /// The edge's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +24,13 @@ pub struct Config {
     /// How often ended refresh tokens and old revocations are looked for, in s. They are in nobody's way; only their
     /// tables must not grow for ever.
     pub purge_interval_s: u64,
+    /// A new signing key is made when the newest is so old, in s: a month bounds what a stolen one is worth, and costs
+    /// nothing, for no valid token fails.
+    pub signing_key_age_max_s: u64,
+    /// Signing keys made before this time (once it has come) are withdrawn, and their tokens are dead at once: for when one
+    /// has leaked. Clients refresh and go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signing_keys_since: Option<Timestamp>,
     /// Other issuers whose tokens are taken.
     pub issuers: Vec<TrustedIssuer>,
     /// Scheme under which browsers reach this edge: `https` where TLS ends here or in a proxy before it.
@@ -130,6 +140,8 @@ impl Default for Config {
             access_ttl_s: 15 * 60,
             refresh_ttl_s: 30 * 24 * 60 * 60,
             refresh_grace_ms: 10_000,
+            signing_key_age_max_s: 30 * 24 * 60 * 60,
+            signing_keys_since: None,
             purge_interval_s: 60 * 60,
             issuers: Vec::new(),
             public_scheme: Scheme::Http,
@@ -185,6 +197,9 @@ impl Config {
         if self.access_ttl_s == 0 || self.refresh_ttl_s < self.access_ttl_s {
             return refuse("refresh_ttl_s", "a refresh token must outlive an access token, and that one live at all");
         }
+        if self.signing_key_age_max() <= overlap(self.access_ttl()) {
+            return refuse("signing_key_age_max_s", "a key must outlive the tokens of the one before, and 210 s more");
+        }
         if self.password.memory_kib < 8 || self.password.passes == 0 || self.password.threads == 0 {
             return refuse("password", "Argon2 needs at least 8 KiB, one pass and one thread");
         }
@@ -212,6 +227,11 @@ impl Config {
     /// See [`Config::access_ttl_s`].
     pub(crate) fn access_ttl(&self) -> Duration {
         Duration::from_secs(self.access_ttl_s)
+    }
+
+    /// See [`Config::signing_key_age_max_s`].
+    pub(crate) fn signing_key_age_max(&self) -> Duration {
+        Duration::from_secs(self.signing_key_age_max_s)
     }
 
     /// See [`Config::refresh_ttl_s`].

@@ -11,7 +11,9 @@ use common::{World, ids, person};
 use edge::Config;
 use edge::config::LimitsConfig;
 use futures_util::future::join_all;
+use schemas::Clock as _;
 use serde_json::{Value, json};
+use store::keys::Keys;
 
 #[tokio::test(start_paused = true)]
 async fn signing_up_gives_tokens_and_takes_the_name() {
@@ -669,4 +671,36 @@ async fn another_issuers_people_get_an_account_at_their_first_call() {
     assert_eq!(again["username"], me["username"]);
     w.call(&token("u2"), "GET", "/v1/me", Value::Null).await.is(200);
     w.call(&token("u1"), "POST", "/v1/auth/sign-out", Value::Null).await.fails(403, "forbidden");
+}
+
+#[tokio::test(start_paused = true)]
+async fn signing_keys_change_by_age_and_nobody_notices() {
+    let w = World::with(Config { signing_key_age_max_s: 1_800, ..Config::default() }).await;
+    let mut ada = w.person("ada").await;
+    let mut seen = std::collections::BTreeSet::new();
+    for minute in 0..120 {
+        let jwks = w.call("", "GET", "/.well-known/jwks.json", Value::Null).await.is(200);
+        seen.extend(jwks["keys"].as_array().unwrap().iter().map(|key| key["kid"].as_str().unwrap().to_owned()));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        w.get(&ada, "/v1/me").await.is(200);
+        if minute % 14 == 13 {
+            let body = json!({"refresh_token": ada.refresh});
+            ada = person(&w.call("", "POST", "/v1/auth/refresh", body).await.is(200));
+        }
+    }
+    assert!(seen.len() >= 4, "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_of_a_withdrawn_signing_key_are_dead_within_2_s_and_refreshing_goes_on() {
+    let w = World::new().await;
+    let ada = w.person("ada").await;
+    w.get(&ada, "/v1/me").await.is(200);
+    let key = Keys::signing_keys(&*w.store).await.unwrap().remove(0);
+    w.store.retire_signing_key(key.id, w.clock.now()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    w.get(&ada, "/v1/me").await.fails(401, "unauthorized");
+    let body = json!({"refresh_token": ada.refresh});
+    let ada = person(&w.call("", "POST", "/v1/auth/refresh", body).await.is(200));
+    w.get(&ada, "/v1/me").await.is(200);
 }

@@ -12,7 +12,7 @@ pub struct SigningKey {
     pub id: String,
     /// Ed25519 seed.
     pub seed: [u8; 32],
-    /// When it was made; the newest signs.
+    /// When it was made.
     pub created_at: Timestamp,
     /// Tokens signed with it are dead from then on.
     pub retired_at: Option<Timestamp>,
@@ -29,6 +29,9 @@ impl std::fmt::Debug for SigningKey {
 pub trait Keys: Send + Sync + 'static {
     /// All that are not yet removed, oldest first.
     async fn signing_keys(&self) -> Result<Vec<SigningKey>, Error>;
-    /// Adds a key; if `only_first`, only where there is none yet (two edges may start at once). Returns all keys.
-    async fn add_signing_key(&self, key: SigningKey, only_first: bool) -> Result<Vec<SigningKey>, Error>;
+    /// Adds a key, but only where the newest one is still `newest` (`None`: there is none yet): two edges may do so at
+    /// once, and one of them shall. Returns all keys.
+    async fn add_signing_key(&self, key: SigningKey, newest: Option<String>) -> Result<Vec<SigningKey>, Error>;
+    /// Lets tokens of this key be dead from `at` on, unless they are already from an earlier time. Returns all keys.
+    async fn retire_signing_key(&self, id: String, at: Timestamp) -> Result<Vec<SigningKey>, Error>;
 }

@@ -104,7 +104,8 @@ pass!(Devices {
 
 pass!(Keys {
     fn signing_keys() -> Vec<SigningKey>;
-    fn add_signing_key(key: SigningKey, only_first: bool) -> Vec<SigningKey>;
+    fn add_signing_key(key: SigningKey, newest: Option<String>) -> Vec<SigningKey>;
+    fn retire_signing_key(id: String, at: Timestamp) -> Vec<SigningKey>;
 });
 
 pass!(Rooms {

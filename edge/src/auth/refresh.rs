@@ -89,7 +89,7 @@ pub async fn refresh<S: Devices + ?Sized>(
     expires_at: Timestamp,
     grace: Duration,
 ) -> Result<Refreshed, store::Error> {
-    let Some(next) = keys.with_signing(|key| token.successor(key)) else { return Ok(Refreshed::Dead) };
+    let Some(next) = keys.with_signing(Duration::ZERO, |key| token.successor(key)) else { return Ok(Refreshed::Dead) };
     let spent = match store.rotate(token.hash(), next.hash(), expires_at, now).await? {
         Rotation::Rotated { user, device } => return Ok(Refreshed::Next { user, device, token: next }),
         Rotation::Dead => return Ok(Refreshed::Dead),
@@ -257,7 +257,9 @@ mod tests {
         let second = f.next(&f.first).await;
         f.clock.advance(Duration::from_secs(2));
         let key = SigningKey { id: "new".into(), seed: [8; 32], created_at: f.clock.now(), retired_at: None };
-        store::keys::Keys::add_signing_key(&*f.store, key, false).await.expect("a store");
+        let old = f.keys.all()[0].id.clone();
+        store::keys::Keys::add_signing_key(&*f.store, key, Some(old.clone())).await.expect("a store");
+        store::keys::Keys::retire_signing_key(&*f.store, old, f.clock.now()).await.expect("a store");
         f.keys.reload().await.expect("a store");
         assert_eq!(f.next(&f.first).await.text(), second.text());
     }

@@ -21,7 +21,7 @@ use crate::config::TrustedIssuer;
 const TOKEN_MAX_BYTES: usize = 8 * 1024;
 
 /// How far a token's times may be ahead of ours: clocks differ.
-const SKEW: Duration = Duration::from_secs(60);
+pub(super) const SKEW: Duration = Duration::from_secs(60);
 
 /// What our own tokens say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,7 +159,7 @@ impl Tokens {
             jti,
             device,
         };
-        keys.with_signing(|key| {
+        keys.with_signing(ttl, |key| {
             let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::EdDSA) };
             jsonwebtoken::encode(&header, &claims, &key.signing).ok()
         })?
@@ -309,7 +309,7 @@ mod tests {
         let jwks = json!({ "keys": [public, { "kty": "oct", "kid": "secret", "k": "c2VjcmV0" }] }).to_string();
         let trusted = TrustedIssuer { name: "load".into(), jwks, audience: "posthaste".into() };
         let tokens = Tokens::new("posthaste", "posthaste", &[trusted]).expect("a usable key");
-        let foreign = other.with_signing(|key| key.signing.clone()).expect("a key");
+        let foreign = other.with_signing(TTL, |key| key.signing.clone()).expect("a key");
         Fixture { clock, keys, tokens, foreign }
     }
 
@@ -333,7 +333,7 @@ mod tests {
 
         fn own_signed(&self, claims: &Value) -> String {
             self.keys
-                .with_signing(|key| {
+                .with_signing(TTL, |key| {
                     let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::EdDSA) };
                     jsonwebtoken::encode(&header, claims, &key.signing).expect("signs")
                 })

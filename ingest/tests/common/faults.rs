@@ -238,7 +238,8 @@ passed_on!(Devices {
 
 passed_on!(Keys {
     fn signing_keys() -> Vec<SigningKey>;
-    fn add_signing_key(key: SigningKey, only_first: bool) -> Vec<SigningKey>;
+    fn add_signing_key(key: SigningKey, newest: Option<String>) -> Vec<SigningKey>;
+    fn retire_signing_key(id: String, at: Timestamp) -> Vec<SigningKey>;
 });
 
 passed_on!(Rooms {

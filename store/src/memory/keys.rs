@@ -2,6 +2,8 @@
 
 use async_trait::async_trait;
 
+use schemas::Timestamp;
+
 use super::MemoryStore;
 use crate::Error;
 use crate::keys::{Keys, SigningKey};
@@ -12,12 +14,20 @@ impl Keys for MemoryStore {
         Ok(self.tables().signing_keys.clone())
     }
 
-    async fn add_signing_key(&self, key: SigningKey, only_first: bool) -> Result<Vec<SigningKey>, Error> {
+    async fn add_signing_key(&self, key: SigningKey, newest: Option<String>) -> Result<Vec<SigningKey>, Error> {
         let keys = &mut self.tables().signing_keys;
-        let fits = if only_first { keys.is_empty() } else { keys.iter().all(|known| known.id != key.id) };
-        if fits {
+        let is_new = keys.iter().all(|known| known.id != key.id);
+        if is_new && keys.last().map(|known| &known.id) == newest.as_ref() {
             keys.push(key);
             keys.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        }
+        Ok(keys.clone())
+    }
+
+    async fn retire_signing_key(&self, id: String, at: Timestamp) -> Result<Vec<SigningKey>, Error> {
+        let keys = &mut self.tables().signing_keys;
+        for key in keys.iter_mut().filter(|key| key.id == id) {
+            key.retired_at = Some(key.retired_at.map_or(at, |earlier| earlier.min(at)));
         }
         Ok(keys.clone())
     }

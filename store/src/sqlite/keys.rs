@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use rusqlite::{Connection, Row, params};
+use schemas::Timestamp;
 
 use super::SqliteStore;
 use super::rows::{all, change, optional_time, time};
@@ -22,14 +23,24 @@ impl Keys for SqliteStore {
         self.readers.read(keys).await
     }
 
-    async fn add_signing_key(&self, key: SigningKey, only_first: bool) -> Result<Vec<SigningKey>, Error> {
+    async fn add_signing_key(&self, key: SigningKey, newest: Option<String>) -> Result<Vec<SigningKey>, Error> {
         let add = move |sql: &Connection| {
             let insert = "INSERT INTO signing_keys (id, seed, created_at, retired_at) SELECT ?1, ?2, ?3, ?4
-                WHERE NOT (?5 AND EXISTS (SELECT 1 FROM signing_keys)) ON CONFLICT (id) DO NOTHING";
+                WHERE ?5 IS (SELECT id FROM signing_keys ORDER BY created_at DESC, id DESC LIMIT 1)
+                ON CONFLICT (id) DO NOTHING";
             let retired_at = key.retired_at.map(|at| at.0);
-            change(sql, insert, params![key.id, key.seed, key.created_at.0, retired_at, only_first])?;
+            change(sql, insert, params![key.id, key.seed, key.created_at.0, retired_at, newest])?;
             keys(sql)
         };
         self.writer.write(0, add).await
+    }
+
+    async fn retire_signing_key(&self, id: String, at: Timestamp) -> Result<Vec<SigningKey>, Error> {
+        let retire = move |sql: &Connection| {
+            let update = "UPDATE signing_keys SET retired_at = min(coalesce(retired_at, ?2), ?2) WHERE id = ?1";
+            change(sql, update, params![id, at.0])?;
+            keys(sql)
+        };
+        self.writer.write(0, retire).await
     }
 }

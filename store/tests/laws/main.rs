@@ -97,6 +97,8 @@ macro_rules! laws {
                 devices::old_revocations_go_and_their_numbers_are_not_given_again,
                 keys::of_many_first_keys_one_stays,
                 keys::keys_come_oldest_first_and_once_each,
+                keys::of_many_next_keys_one_stays,
+                keys::a_key_is_retired_at_the_earliest_time_that_anybody_said,
                 rooms::a_room_row_is_replaced_by_newer_ones_only,
                 rooms::a_standing_is_replaced_by_newer_ones_only,
                 rooms::members_come_in_pages_without_those_who_went,
