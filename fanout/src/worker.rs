@@ -128,16 +128,27 @@ impl FanoutPort for Handle {
         let _ = self.requests.send(Request::Unregister(edge, lane, partition, keys.to_vec()));
     }
 
-    async fn changed(&self, partition: Partition, from: Offset, to: Offset) -> Result<Vec<(RoomId, Seq)>, Unavailable> {
+    async fn changed(
+        &self,
+        partition: Partition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Option<Vec<(RoomId, Seq)>>, Unavailable> {
         let _reading = self.reading.acquire().await.map_err(|_| Unavailable)?;
         let mut heads: BTreeMap<RoomId, Seq> = BTreeMap::new();
         let mut position = from;
         while position < to {
-            let fetched =
-                self.log.read(Topic::Events, partition, position, CHANGED_CHUNK_BYTES).await.map_err(|error| {
+            let fetched = match self.log.read(Topic::Events, partition, position, CHANGED_CHUNK_BYTES).await {
+                Ok(fetched) => fetched,
+                Err(error @ stream::Error::OutOfRange { .. }) => {
+                    tracing::warn!(%partition, %position, %error, "retention has taken what an edge has missed");
+                    return Ok(None);
+                }
+                Err(error) => {
                     tracing::warn!(%partition, %position, %error, "an edge that has missed something can't be told what");
-                    Unavailable
-                })?;
+                    return Err(Unavailable);
+                }
+            };
             if fetched.records.is_empty() {
                 break;
             }
@@ -149,7 +160,7 @@ impl FanoutPort for Handle {
             }
             position = fetched.next;
         }
-        Ok(heads.into_iter().collect())
+        Ok(Some(heads.into_iter().collect()))
     }
 
     async fn online(&self, users: &[UserId]) -> Result<Vec<UserId>, Unavailable> {

@@ -296,12 +296,12 @@ async fn what_has_changed_is_the_last_seq_of_each_room_in_between() {
         append_event(&*log, &event(room(n), seq, None)).await;
     }
     let changed = |from, to| running.handle.changed(ALL, Offset(from), Offset(to));
-    assert_eq!(changed(1, 3).await, Ok(vec![(room(1), Seq(2)), (room(2), Seq(1))]));
-    assert_eq!(changed(0, 99).await, Ok(vec![(room(1), Seq(3)), (room(2), Seq(1)), (room(3), Seq(1))]));
-    assert_eq!(changed(4, 4).await, Ok(vec![]));
-    assert_eq!(changed(4, 2).await, Ok(vec![]));
+    assert_eq!(changed(1, 3).await, Ok(Some(vec![(room(1), Seq(2)), (room(2), Seq(1))])));
+    assert_eq!(changed(0, 99).await, Ok(Some(vec![(room(1), Seq(3)), (room(2), Seq(1)), (room(3), Seq(1))])));
+    assert_eq!(changed(4, 4).await, Ok(Some(vec![])));
+    assert_eq!(changed(4, 2).await, Ok(Some(vec![])));
     log.trim(Topic::Events, ALL, Offset(3)).await.unwrap();
-    assert_eq!(changed(1, 5).await, Err(Unavailable), "never an answer with a hole");
+    assert_eq!(changed(1, 5).await, Ok(None), "never an answer with a hole");
 }
 
 #[tokio::test(start_paused = true)]

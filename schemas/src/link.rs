@@ -104,8 +104,14 @@ pub trait FanoutPort: Send + Sync {
     ) -> Result<Registered, Unavailable>;
     /// Takes interest back. What is under way may still come.
     fn unregister(&self, edge: EdgeId, lane: Lane, partition: Partition, keys: &[[u8; 16]]);
-    /// The rooms of a partition that had events in (from, to], with the largest seq of each.
-    async fn changed(&self, partition: Partition, from: Offset, to: Offset) -> Result<Vec<(RoomId, Seq)>, Unavailable>;
+    /// The rooms of a partition that had events in (from, to], with the largest seq of each. `None`: the log no longer
+    /// has all of it (retention), so that any room may have had some.
+    async fn changed(
+        &self,
+        partition: Partition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Option<Vec<(RoomId, Seq)>>, Unavailable>;
     /// Those of `users` in whom any edge has registered interest: they are online.
     async fn online(&self, users: &[UserId]) -> Result<Vec<UserId>, Unavailable>;
 }

@@ -245,7 +245,12 @@ impl FanoutPort for FaultyFanout {
         self.inner.unregister(edge, lane, partition, keys);
     }
 
-    async fn changed(&self, partition: Partition, from: Offset, to: Offset) -> Result<Vec<(RoomId, Seq)>, Unavailable> {
+    async fn changed(
+        &self,
+        partition: Partition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Option<Vec<(RoomId, Seq)>>, Unavailable> {
         self.inner.changed(partition, from, to).await
     }
 

@@ -67,7 +67,12 @@ impl FanoutPort for FanoutSwitch {
         }
     }
 
-    async fn changed(&self, partition: Partition, from: Offset, to: Offset) -> Result<Vec<(RoomId, Seq)>, Unavailable> {
+    async fn changed(
+        &self,
+        partition: Partition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Option<Vec<(RoomId, Seq)>>, Unavailable> {
         self.now()?.changed(partition, from, to).await
     }
 

@@ -12,7 +12,7 @@ use schemas::outcome::Outcome;
 use schemas::receipt::Receipt;
 use schemas::signal::{Signal, SignalKind};
 use schemas::user_event::{RoomEntry, UserEvent};
-use schemas::{Event, EventKind, RoomId, Seq, SessionId, Topic, UserId};
+use schemas::{Event, EventKind, Partition, RoomId, Seq, SessionId, Topic, UserId};
 
 use super::{Answer, Call, Heard, Hub, Room, State};
 use crate::socket::outbox::{Shared, Socket};
@@ -260,6 +260,14 @@ impl Hub {
             for socket in sockets.iter().flat_map(|sockets| sockets.iter()) {
                 socket.heard_of(*room, *seq);
             }
+        }
+    }
+
+    /// Any room of a partition may have had events that never came: their sockets look.
+    pub(super) fn doubt(&self, partition: Partition) {
+        let sockets: Vec<Arc<Socket>> = self.state.lock().sessions.values().cloned().collect();
+        for socket in sockets {
+            socket.doubt(|room| self.partition(room.as_bytes()) == partition);
         }
     }
 }

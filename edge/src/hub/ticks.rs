@@ -282,7 +282,10 @@ impl Hub {
         match lane {
             Lane::Rooms => match self.fanout().changed(partition, from, to).await {
                 Ok(changed) => {
-                    self.heard_of(&changed);
+                    match changed {
+                        Some(changed) => self.heard_of(&changed),
+                        None => self.doubt(partition),
+                    }
                     self.publish_again(partition).await
                 }
                 Err(_) => false,

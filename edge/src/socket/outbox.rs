@@ -399,6 +399,16 @@ impl Socket {
         }
     }
 
+    /// These rooms may have had events of which nobody knows here: they are compared with history.
+    pub fn doubt(&self, rooms: impl Fn(RoomId) -> bool) {
+        let mut state = self.state.lock();
+        for (_, cursor) in state.rooms.iter_mut().filter(|(room, _)| rooms(**room)) {
+            cursor.doubt();
+        }
+        state.behind = true;
+        self.wake.notify_one();
+    }
+
     /// A room has come into this person's list.
     pub fn room_joined(&self, room: RoomId, seq: Seq) {
         self.state.lock().joined.push((room, seq));

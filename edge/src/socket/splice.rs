@@ -63,6 +63,11 @@ impl RoomCursor {
         self.behind |= self.head > self.cursor;
     }
 
+    /// There may be events that nobody has told of: history has to be read to know.
+    pub fn doubt(&mut self) {
+        self.behind = true;
+    }
+
     /// The comparison with history, made with everything up to the subscription known: where the stream starts, and the
     /// last event that this person may see. If nothing is missing the room is live from here on.
     pub fn start(&mut self, cursor: Seq, visible_head: Seq) {
@@ -104,6 +109,20 @@ mod tests {
         assert_eq!(room.offer(Seq(8), true), Offer::Drop);
         assert_eq!(room.offer(Seq(11), true), Offer::Push);
         assert_eq!(room.receipt(Seq(99)), Seq(11));
+    }
+
+    #[test]
+    fn a_room_in_doubt_is_live_again_once_history_was_read() {
+        let mut room = RoomCursor::unknown();
+        room.start(Seq(3), Seq(3));
+        room.doubt();
+        assert_eq!(room.offer(Seq(4), true), Offer::Behind);
+        room.sent(Seq(4));
+        room.caught_up();
+        assert_eq!(room.offer(Seq(5), true), Offer::Push);
+        room.doubt();
+        room.caught_up();
+        assert_eq!(room.offer(Seq(6), true), Offer::Push);
     }
 
     #[test]
