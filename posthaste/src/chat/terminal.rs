@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use client::{Journal, SqliteJournal};
 use parking_lot::Mutex;
-use rustyline::error::ReadlineError;
-use rustyline::{DefaultEditor, ExternalPrinter};
+use rustyline_async::{Readline, ReadlineEvent, SharedWriter};
 use tokio::sync::mpsc;
 
 /// Lines that wait to be sent; more wait in the terminal.
@@ -23,30 +22,29 @@ pub(super) enum Line {
     Interrupted,
 }
 
-type Printer = Box<dyn ExternalPrinter + Send>;
-
 /// Where one reads.
 #[derive(Clone)]
 pub(super) struct Terminal {
     /// Prints above the line that is being typed; absent where nobody types.
-    printer: Option<Arc<Mutex<Printer>>>,
+    screen: Option<SharedWriter>,
     lines: Arc<Mutex<Option<mpsc::Receiver<Line>>>>,
 }
 
 impl Terminal {
-    /// Begins to read lines, on a thread of its own: a terminal can't be waited for in any other way.
+    /// Begins to read lines: from a terminal as they are typed, else as they come.
     pub(super) fn open(prompt: &str) -> anyhow::Result<Self> {
         let (typed, lines) = mpsc::channel(LINES_MAX);
         let lines = Arc::new(Mutex::new(Some(lines)));
         if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+            // A thread of its own: a pipe that is a file can't be waited for in any other way.
             std::thread::spawn(move || read_pipe(&typed));
-            return Ok(Self { printer: None, lines });
+            return Ok(Self { screen: None, lines });
         }
-        let mut editor = DefaultEditor::new()?;
-        let printer: Printer = Box::new(editor.create_external_printer()?);
-        let prompt = prompt.to_owned();
-        std::thread::spawn(move || read_terminal(&mut editor, &prompt, &typed));
-        Ok(Self { printer: Some(Arc::new(Mutex::new(printer))), lines })
+        let (mut readline, screen) = Readline::new(prompt.to_owned())?;
+        // A line is shown again once it is stored.
+        readline.should_print_line_on(false, false);
+        tokio::spawn(read_terminal(readline, typed));
+        Ok(Self { screen: Some(screen), lines })
     }
 
     /// The lines; once.
@@ -56,20 +54,17 @@ impl Terminal {
 
     /// Shows something said.
     pub(super) fn say(&self, text: &str) {
-        match &self.printer {
-            Some(printer) => drop(printer.lock().print(format!("{text}\n"))),
-            None => {
-                let mut out = io::stdout().lock();
-                // A reader that has gone can't be told anything.
-                drop(writeln!(out, "{text}").and_then(|()| out.flush()));
-            }
+        // A reader that has gone can't be told anything.
+        match self.screen.clone() {
+            Some(mut screen) => drop(writeln!(screen, "{text}")),
+            None => drop(writeln!(io::stdout(), "{text}")),
         }
     }
 
     /// Shows something that nobody said.
     pub(super) fn note(&self, text: &str) {
-        match &self.printer {
-            Some(printer) => drop(printer.lock().print(format!("\x1b[2m· {text}\x1b[0m\n"))),
+        match self.screen.clone() {
+            Some(mut screen) => drop(writeln!(screen, "\x1b[2m· {text}\x1b[0m")),
             None => eprintln!("· {text}"),
         }
     }
@@ -85,24 +80,28 @@ fn read_pipe(typed: &mpsc::Sender<Line>) {
     drop(typed.blocking_send(Line::End));
 }
 
-fn read_terminal(editor: &mut DefaultEditor, prompt: &str, typed: &mpsc::Sender<Line>) {
+/// Ends, and gives the terminal back, with the first of Ctrl-D and Ctrl-C, or when nobody waits for lines any more.
+async fn read_terminal(mut readline: Readline, typed: mpsc::Sender<Line>) {
     loop {
-        let line = match editor.readline(prompt) {
-            Ok(line) => {
-                // It is shown again once it is stored.
-                print!("\x1b[1A\x1b[2K");
-                drop(io::stdout().flush());
-                drop(editor.add_history_entry(line.as_str()));
+        let line = tokio::select! {
+            line = readline.readline() => line,
+            () = typed.closed() => break,
+        };
+        let line = match line {
+            Ok(ReadlineEvent::Line(line)) => {
+                readline.add_history_entry(line.clone());
                 Line::Text(line)
             }
-            Err(ReadlineError::Interrupted) => Line::Interrupted,
-            Err(_) => Line::End,
+            Ok(ReadlineEvent::Interrupted) => Line::Interrupted,
+            Ok(ReadlineEvent::Eof) | Err(_) => Line::End,
         };
         let over = !matches!(line, Line::Text(_));
-        if typed.blocking_send(line).is_err() || over {
-            return;
+        if typed.send(line).await.is_err() || over {
+            break;
         }
     }
+    // What was said last is still shown.
+    drop(readline.flush());
 }
 
 /// Asks for a line.
