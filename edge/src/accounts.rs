@@ -11,7 +11,7 @@ pub(crate) const NAME_CHARS: std::ops::RangeInclusive<usize> = 3..=32;
 /// Longest display name, characters.
 pub(crate) const DISPLAY_NAME_MAX_CHARS: usize = 100;
 /// Longest e-mail address, bytes (RFC 5321 section 4.5.3.1.3 less its angle brackets).
-const EMAIL_MAX_BYTES: usize = 254;
+pub(crate) const EMAIL_MAX_BYTES: usize = 254;
 
 /// An account without e-mail address and password.
 pub(crate) fn new(id: UserId, username: String, display_name: String, now: Timestamp) -> Account {
@@ -68,14 +68,13 @@ pub(crate) fn password(text: String) -> Result<String> {
 
 /// A text of people: no control characters, at most so long.
 pub(crate) fn text(at: &str, text: &str, max_chars: usize) -> Result<String> {
-    let text = text.trim();
     if text.chars().count() > max_chars {
         return Err(Error::invalid(at, format!("at most {max_chars} characters")));
     }
     if text.contains(|c: char| c.is_control() && c != '\n') {
         return Err(Error::invalid(at, "no control characters"));
     }
-    Ok(text.to_owned())
+    Ok(text.trim().to_owned())
 }
 
 /// A display name that another issuer gives; `None` where it can't be one.

@@ -1,6 +1,8 @@
 //! What handlers take from a request, with faults told in our own form: who calls, the body, the query, the
 //! idempotency key, the address.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -10,12 +12,18 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use schemas::limits::{FRAME_MAX_BYTES, ID_AHEAD_MAX, PAGE_MAX};
 use schemas::{Clock, CommandId};
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_path_to_error::Segment;
+use utoipa::IntoParams;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{Parameter, ParameterIn};
 
 use crate::App;
 use crate::auth::{AuthError, Identity};
 use crate::error::{Code, Error, Fault, Result};
+use crate::forms;
 
 /// Names a command, so that a retry acts at most once (protocol.md).
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -70,6 +78,14 @@ impl FromRequestParts<Arc<App>> for Key {
     }
 }
 
+impl IntoParams for Key {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let key = Parameter::builder().name("Idempotency-Key").parameter_in(ParameterIn::Header);
+        let about = "UUIDv7, not more than 24 h ahead of server time; the same at every try";
+        vec![key.required(Required::False).description(Some(about)).schema(Some(forms::idempotency_key())).build()]
+    }
+}
+
 /// Says whether an id may name a command: a UUIDv7 not too far ahead of server time (protocol.md).
 pub(crate) fn command_id(at: &str, id: CommandId, clock: &dyn Clock) -> Result<CommandId> {
     match id.unix_ms() {
@@ -98,9 +114,33 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     }
 }
 
+/// What stands in braces. (A struct alone would also take an array of its fields.)
+#[derive(Debug)]
+pub(crate) struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Braces<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Braces<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Braces(PhantomData))
+    }
+}
+
 fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
     let mut reader = serde_json::Deserializer::from_slice(json);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let mut pointer = String::from("#");
         for segment in error.path() {
             match segment {
@@ -174,8 +214,6 @@ pub(crate) fn path_id<T: FromStr>(text: &str) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
     use crate::testing::ManualClock;
 
@@ -186,6 +224,15 @@ mod tests {
         #[serde(default)]
         #[expect(dead_code, reason = "only parsed")]
         members: Vec<uuid::Uuid>,
+        #[serde(default)]
+        #[expect(dead_code, reason = "only parsed")]
+        inner: Option<Object<Inner>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Inner {
+        #[expect(dead_code, reason = "only parsed")]
+        kind: String,
     }
 
     fn pointer(json: &str) -> String {
@@ -201,6 +248,10 @@ mod tests {
         assert_eq!(pointer(r#"{"name": "a", "members": ["no uuid"]}"#), "#/members/0");
         assert_eq!(pointer("{"), "#");
         assert_eq!(pointer("[]"), "#");
+        assert_eq!(pointer(r#"["a", []]"#), "#", "not even with the right fields in it");
+        assert_eq!(pointer(r#"{"name": "a", "inner": ["b"]}"#), "#/inner");
+        assert_eq!(pointer(r#"{"name": "a", "inner": {"kind": 5}}"#), "#/inner/kind");
+        assert_eq!(pointer(r#"{"name": "a", "inner": {}}"#), "#/inner/kind");
         assert_eq!(pointer("\u{0}"), "#");
         assert_eq!(pointer(r#"{"name": "a"} {}"#), "#/");
     }

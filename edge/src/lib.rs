@@ -8,6 +8,7 @@ pub mod config;
 pub mod deps;
 pub mod error;
 mod extract;
+mod forms;
 pub mod hub;
 pub mod ids;
 pub mod limits;

@@ -27,6 +27,8 @@ mod socket;
 mod users;
 mod wellknown;
 
+pub(crate) use messages::MIME_MAX_BYTES;
+
 /// Every documented call.
 pub(crate) fn api() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(crate::openapi::base())

@@ -40,6 +40,7 @@ async fn invalid_input_is_told_by_field() {
         (json!({"username": "ada", "password": 5}), "#/password"),
         (json!({"username": "ada", "password": "long enough", "email": "nobody"}), "#/email"),
         (json!([]), "#"),
+        (json!(["ada", "long enough"]), "#"),
     ] {
         let problem = w.call("", "POST", "/v1/auth/sign-up", body.clone()).await.fails(422, "invalid");
         assert_eq!(problem["errors"][0]["pointer"], pointer, "{body}");
@@ -443,6 +444,7 @@ async fn what_is_no_message_is_refused() {
         json!({"client_msg_id": w.v7(), "content": {"type": "image/png", "data": "*"}}),
         json!({"client_msg_id": w.v7(), "content": text, "reply_to": 99}),
         json!({"client_msg_id": w.v7(), "content": text, "reply_to": -1}),
+        json!({"client_msg_id": w.v7(), "content": ["text/plain", "x"]}),
     ] {
         w.post(&ada, &path, bad).await.fails(422, "invalid");
     }

@@ -11,7 +11,8 @@ use schemas::DeviceId;
 use serde::Deserialize;
 use store::accounts::{Account, Taken};
 use store::devices::{self, RevocationReason};
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::App;
 use crate::accounts;
@@ -19,6 +20,7 @@ use crate::auth::password::{PASSWORD_MAX_BYTES, Verdict};
 use crate::auth::refresh::{RefreshToken, Refreshed, refresh as spend};
 use crate::error::{Code, Error, Result};
 use crate::extract::{Address, Body, Caller};
+use crate::forms;
 use crate::views::TokensView;
 
 /// Longest name of a device, characters.
@@ -26,7 +28,7 @@ const DEVICE_NAME_MAX_CHARS: usize = 100;
 /// Tries to find a free username by a random ending: two people rarely meet at the first.
 const USERNAME_TRIES: usize = 8;
 
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize)]
 pub(crate) struct SignIn {
     /// Either this …
     #[serde(default)]
@@ -40,18 +42,29 @@ pub(crate) struct SignIn {
     device_name: Option<String>,
 }
 
+impl PartialSchema for SignIn {
+    fn schema() -> RefOr<Schema> {
+        forms::sign_in::<DEVICE_NAME_MAX_CHARS>()
+    }
+}
+
+impl ToSchema for SignIn {}
+
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct SignUp {
-    /// 3 to 32 letters, digits, hyphens, underscores and, inside, dots; kept in lower case.
+    #[schema(schema_with = forms::username)]
     username: String,
-    /// 8 characters to 1,024 bytes.
+    #[schema(schema_with = forms::new_password)]
     password: String,
     #[serde(default)]
+    #[schema(schema_with = forms::optional_email)]
     email: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::text::<{ accounts::DISPLAY_NAME_MAX_CHARS }>)]
     display_name: Option<String>,
     /// What its owner calls the device.
     #[serde(default)]
+    #[schema(schema_with = forms::text::<DEVICE_NAME_MAX_CHARS>)]
     device_name: Option<String>,
 }
 

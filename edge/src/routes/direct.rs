@@ -16,7 +16,7 @@ use crate::views::RoomView;
 #[utoipa::path(put, path = "/v1/direct/{user}", tag = "rooms",
     params(
         ("user" = UserId, Path,),
-        ("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7"),
+        Key,
     ),
     responses(
         (status = 200, description = "The room", body = RoomView),

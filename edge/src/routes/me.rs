@@ -11,7 +11,8 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::accounts;
 use crate::error::{Code, Error, Result};
-use crate::extract::{Body, Caller};
+use crate::extract::{Body, Caller, Object};
+use crate::forms;
 use crate::views::UserView;
 
 /// Longest text about oneself, characters.
@@ -22,15 +23,20 @@ const AVATAR_MAX_CHARS: usize = 1_000;
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct ChangeMe {
     #[serde(default)]
+    #[schema(schema_with = forms::text::<{ accounts::DISPLAY_NAME_MAX_CHARS }>)]
     display_name: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::text::<ABOUT_MAX_CHARS>)]
     about: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::text::<AVATAR_MAX_CHARS>)]
     avatar: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::optional_username)]
     username: Option<String>,
     #[serde(default)]
-    visibility: Option<ChangeVisibility>,
+    #[schema(value_type = Option<ChangeVisibility>)]
+    visibility: Option<Object<ChangeVisibility>>,
 }
 
 /// Who sees which part; what is absent stays.
@@ -72,7 +78,7 @@ pub(crate) async fn change_me(
     if let Some(avatar) = input.avatar {
         profile.avatar = accounts::text("avatar", &avatar, AVATAR_MAX_CHARS)?;
     }
-    if let Some(change) = input.visibility {
+    if let Some(Object(change)) = input.visibility {
         let shown = &mut profile.visibility;
         shown.about = change.about.unwrap_or(shown.about);
         shown.avatar = change.avatar.unwrap_or(shown.avatar);

@@ -31,7 +31,7 @@ pub(crate) struct PutMember {
 #[utoipa::path(put, path = "/v1/rooms/{room}/members/me", tag = "members",
     params(
         ("room" = String, Path, description = "Id or `@handle`"),
-        ("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7"),
+        Key,
     ),
     responses(
         (status = 200, description = "In it now, or before", body = RoomView),
@@ -53,7 +53,7 @@ pub(crate) async fn join(
 #[utoipa::path(delete, path = "/v1/rooms/{room}/members/me", tag = "members",
     params(
         ("room" = String, Path, description = "Id or `@handle`"),
-        ("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7"),
+        Key,
     ),
     responses(
         (status = 204, description = "Out of it now, or before"),
@@ -75,7 +75,7 @@ pub(crate) async fn leave(
     params(
         ("room" = String, Path, description = "Id or `@handle`"),
         ("user" = UserId, Path,),
-        ("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7"),
+        Key,
     ),
     responses(
         (status = 200, description = "They are in it with this role now, or before", body = MemberView),
@@ -109,7 +109,7 @@ pub(crate) async fn put_member(
     params(
         ("room" = String, Path, description = "Id or `@handle`"),
         ("user" = UserId, Path,),
-        ("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7"),
+        Key,
     ),
     responses(
         (status = 204, description = "They are out of it now, or before"),

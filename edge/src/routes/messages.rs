@@ -15,30 +15,34 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
 use crate::error::{Code, Error, Result};
-use crate::extract::{Body, Caller, Key, Query, command_id, page_limit};
+use crate::extract::{Body, Caller, Key, Object, Query, command_id, page_limit};
+use crate::forms;
 use crate::reads::Acted;
 use crate::views::HistoryView;
 
 /// Longest MIME type, bytes (RFC 6838 section 4.2: 127 characters each side of the slash).
-const MIME_MAX_BYTES: usize = 255;
+pub(crate) const MIME_MAX_BYTES: usize = 255;
 
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct Send {
-    /// UUIDv7, the same at every try; an Idempotency-Key stands in for it.
     #[serde(default)]
+    #[schema(schema_with = forms::client_msg_id)]
     client_msg_id: Option<CommandId>,
-    content: Content,
-    /// The message that it answers.
+    #[schema(schema_with = forms::content)]
+    content: Object<Content>,
     #[serde(default)]
+    #[schema(schema_with = forms::optional_seq)]
     reply_to: Option<Seq>,
 }
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct History {
-    /// The newest events before this one.
+    /// The newest events before this one; not together with `after`.
+    #[param(schema_with = forms::seq)]
     before: Option<u64>,
     /// The oldest events after this one.
+    #[param(schema_with = forms::seq)]
     after: Option<u64>,
     /// At most so many events, 1 to 100; 50 if absent.
     #[param(minimum = 1, maximum = 100)]
@@ -49,7 +53,7 @@ pub(crate) struct History {
 #[utoipa::path(post, path = "/v1/rooms/{room}/messages", tag = "messages", request_body = Send,
     params(
         ("room" = String, Path, description = "Id or `@handle`"),
-        ("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7, in place of client_msg_id"),
+        Key,
     ),
     responses(
         (status = 201, description = "The event; it is durable", body = EventView),
@@ -71,10 +75,14 @@ pub(crate) async fn send(
         Some(id) => command_id("client_msg_id", id, &*app.deps.clock)?,
         None => key.ok_or_else(|| Error::invalid("client_msg_id", "it or an Idempotency-Key is needed"))?,
     };
-    check(&input.content)?;
+    let Object(content) = input.content;
+    check(&content)?;
+    if input.reply_to == Some(Seq::ZERO) {
+        return Err(Error::invalid("reply_to", "the first event is 1"));
+    }
     let room = app.resolve(&room).await?;
     app.limits.send_allowed(user).map_err(Error::rate_limited)?;
-    let message = Message { content: input.content, reply_to: input.reply_to };
+    let message = Message { content, reply_to: input.reply_to };
     match app.act(user, Some(id), room, Action::Send(message)).await? {
         Acted::Now(event) => Ok((StatusCode::CREATED, Json(EventView::of(&event, Some(user))))),
         Acted::Before(done) => {

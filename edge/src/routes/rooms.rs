@@ -21,6 +21,7 @@ use crate::App;
 use crate::accounts;
 use crate::error::{Code, Error, Result};
 use crate::extract::{Body, Caller, Key, Query, page_limit};
+use crate::forms;
 use crate::reads::Acted;
 use crate::views::{Page, RoomView, cursor, parse_cursor};
 
@@ -33,13 +34,16 @@ const DIRECTORY_SKIP_MAX: usize = 10_000;
 
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct CreateRoom {
+    #[schema(schema_with = forms::name::<NAME_MAX_CHARS>)]
     name: String,
-    /// 3 to 32 lower-case letters, digits, hyphens or underscores; unique.
     #[serde(default)]
+    #[schema(schema_with = forms::handle)]
     handle: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::text::<TEXT_MAX_CHARS>)]
     description: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::text::<TEXT_MAX_CHARS>)]
     icon: Option<String>,
     /// `private` if absent.
     #[serde(default)]
@@ -47,8 +51,8 @@ pub(crate) struct CreateRoom {
     /// `all` if absent.
     #[serde(default)]
     history: Option<RoomHistory>,
-    /// Members beside oneself; at most 1,000.
     #[serde(default)]
+    #[schema(schema_with = forms::members)]
     members: Vec<UserId>,
 }
 
@@ -56,12 +60,16 @@ pub(crate) struct CreateRoom {
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct ChangeRoom {
     #[serde(default)]
+    #[schema(schema_with = forms::optional_name::<NAME_MAX_CHARS>)]
     name: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::handle)]
     handle: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::text::<TEXT_MAX_CHARS>)]
     description: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = forms::text::<TEXT_MAX_CHARS>)]
     icon: Option<String>,
     #[serde(default)]
     visibility: Option<RoomVisibility>,
@@ -107,6 +115,7 @@ pub(crate) struct ListRooms {
     #[param(inline)]
     sort: Option<Sort>,
     /// At most so many items, 1 to 100; 50 if absent.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -114,7 +123,7 @@ pub(crate) struct ListRooms {
 
 /// Creates a room.
 #[utoipa::path(post, path = "/v1/rooms", tag = "rooms", request_body = CreateRoom,
-    params(("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7")),
+    params(Key),
     responses(
         (status = 201, description = "The room", body = RoomView),
         (status = 200, description = "The room that the same key created before", body = RoomView),
@@ -197,7 +206,7 @@ pub(crate) async fn get_room(
 #[utoipa::path(patch, path = "/v1/rooms/{room}", tag = "rooms", request_body = ChangeRoom,
     params(
         ("room" = String, Path, description = "Id or `@handle`"),
-        ("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7"),
+        Key,
     ),
     responses(
         (status = 200, description = "The room, changed", body = RoomView),
@@ -246,7 +255,7 @@ pub(crate) async fn change_room(
 #[utoipa::path(delete, path = "/v1/rooms/{room}", tag = "rooms",
     params(
         ("room" = String, Path, description = "Id or `@handle`"),
-        ("Idempotency-Key" = Option<schemas::CommandId>, Header, description = "UUIDv7"),
+        Key,
     ),
     responses(
         (status = 204, description = "It is gone"),

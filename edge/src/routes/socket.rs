@@ -65,7 +65,9 @@ impl Drop for Kept {
 }
 
 /// Opens a WebSocket (RFC 6455) with the subprotocol `posthaste.v1.json`; frames are `ClientFrame` and `ServerFrame`.
-#[utoipa::path(get, path = "/v1/socket", tag = "socket", responses(
+///
+/// The access token comes in the Authorization header or in the first frame.
+#[utoipa::path(get, path = "/v1/socket", tag = "socket", security((), ("bearer" = [])), responses(
     (status = 101, description = "The connection is a socket now"),
     (status = 403, description = "`forbidden`: the page's origin is not on the list"),
     (status = 429, description = "`rate_limited`: as many sockets of this address are open as may be"),

@@ -16,8 +16,10 @@ use crate::views::{Page, UserView, cursor, parse_cursor};
 #[into_params(parameter_in = Query)]
 pub(crate) struct Find {
     /// How the username or the display name begins, in any case.
+    #[param(pattern = r"\S")]
     q: String,
     /// At most so many items, 1 to 100; 50 if absent.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
