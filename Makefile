@@ -4,14 +4,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt audit readme-test crash-test
+.PHONY: help build run test check fmt audit readme-test contract-test crash-test
 
 # Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
 DATA ?= ./data
 ARGS ?=
 
 help: ## Lists these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Builds target/release/posthaste and target/release/loadtest
 	@scripts/need.sh cargo cc
@@ -45,6 +45,11 @@ readme-test: ## Runs the README's examples against a fresh server
 	@scripts/need.sh cargo cc curl jq python3
 	cargo build --locked --bin posthaste --bin loadtest
 	BIN=target/debug scripts/readme-test.sh
+
+contract-test: ## Holds a fresh server against its OpenAPI description with made-up requests; SEED=n repeats a run
+	@scripts/need.sh cargo cc curl jq python3
+	cargo build --locked --bin posthaste
+	BIN=target/debug scripts/schemathesis.sh
 
 crash-test: build ## Kills the server with -9 KILLS times in DURATION seconds under a verified load
 	BIN=target/release scripts/crash-test.sh

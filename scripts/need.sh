@@ -6,6 +6,8 @@ set -euo pipefail
 # Versions that are known to work with this repository; a newer one that is installed already is fine.
 CARGO_DENY=0.20.2
 CARGO_MACHETE=0.9.2
+# Exactly this one: each version makes other requests of the same seed.
+SCHEMATHESIS=4.32.5
 
 missing() {
   echo "missing: $1. $2" >&2
@@ -34,6 +36,22 @@ cargo_tool() { # name, version
     cargo install --locked --version "$2" "$1" >&2 || missing "$1" "Install it: cargo install --locked --version $2 $1"
 }
 
+# A tool from PyPI, in a virtual environment of its own: target/NAME/bin/NAME.
+python_tool() { # name, version
+  local at
+  at=$(dirname "$0")/../target/$1
+  [ "$(cat "$at/version" 2>/dev/null)" = "$2" ] && return
+  echo "installing $1 $2 into target/$1" >&2
+  rm -rf "$at"
+  if have uv; then
+    uv venv -q "$at" >&2 && uv pip install -q --python "$at/bin/python" "$1==$2" >&2
+  else
+    { python3 -m venv "$at" || { apt python3 python3-venv && python3 -m venv "$at"; }; } >&2 &&
+      "$at/bin/pip" install -q --disable-pip-version-check "$1==$2" >&2
+  fi || missing "$1" "It comes from PyPI, for Python 3.10 or newer: python3 -m venv target/$1 && target/$1/bin/pip install $1==$2"
+  echo "$2" >"$at/version"
+}
+
 component() { # cargo subcommand, rustup component
   cargo "$1" --version >/dev/null 2>&1 && return
   have rustup || missing "$2" "Install Rust through https://rustup.rs, or your system's package of $2."
@@ -51,6 +69,7 @@ for tool in "$@"; do
     cc) have cc || apt cc gcc libc6-dev ;; # SQLite is compiled in
     cargo-deny) cargo_tool cargo-deny $CARGO_DENY ;;
     cargo-machete) cargo_tool cargo-machete $CARGO_MACHETE ;;
+    schemathesis) python_tool schemathesis $SCHEMATHESIS ;;
     *) have "$tool" || apt "$tool" "$tool" ;;
   esac
 done

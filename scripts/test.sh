@@ -32,6 +32,7 @@ script() { # what is not a cargo test counts as one test
 export BIN=target/debug
 script "README examples" scripts/readme-test.sh
 script "mutants are caught by the judge" scripts/mutants.sh
+script "schemathesis" scripts/schemathesis.sh
 script "crash test, short form" env DURATION=20 KILLS=2 USERS=40 ROOMS=10 RATE=100 scripts/crash-test.sh
 
 # One line per suite: its name and libtest's own clock.
