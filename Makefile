@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt audit readme-test contract-test crash-test
+.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test
 
 # Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
 DATA ?= ./data
@@ -50,6 +50,9 @@ contract-test: ## Holds a fresh server against its OpenAPI description with made
 	@scripts/need.sh cargo cc curl jq python3
 	cargo build --locked --bin posthaste
 	BIN=target/debug scripts/schemathesis.sh
+
+drain-test: build ## Stops the server with SIGTERM STOPS times in DURATION seconds under a verified load
+	BIN=target/release scripts/drain-test.sh
 
 crash-test: build ## Kills the server with -9 KILLS times in DURATION seconds under a verified load
 	BIN=target/release scripts/crash-test.sh

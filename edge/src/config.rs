@@ -46,6 +46,11 @@ pub struct Config {
     pub connections_max: usize,
     /// Time for a request's header, and again for its body, in ms: a slow client must not hold a place for ever.
     pub request_read_timeout_ms: u64,
+    /// At a stop sockets are closed one after the other within this time, in ms, so that they do not come back in one
+    /// wave; with fewer than 1,000 it is quicker.
+    pub drain_ms: u64,
+    /// Over how long the sockets of a stop are told to come back, in ms: each costs a handshake and a catching up.
+    pub drain_retry_spread_ms: u64,
     /// How often the revocation table is read, in ms: a sign-out is known everywhere within 2 s (protocol.md).
     pub revocation_poll_ms: u64,
     /// Revocations not read for so long, in ms: the edge trusts no token any more (protocol.md).
@@ -150,6 +155,8 @@ impl Default for Config {
             limits: Some(LimitsConfig::default()),
             connections_max: 20_000,
             request_read_timeout_ms: 10_000,
+            drain_ms: 4_000,
+            drain_retry_spread_ms: 5_000,
             revocation_poll_ms: 500,
             revocation_stale_ms: 5_000,
             handle_claim_s: 10 * 60,
@@ -232,6 +239,16 @@ impl Config {
     /// See [`Config::signing_key_age_max_s`].
     pub(crate) fn signing_key_age_max(&self) -> Duration {
         Duration::from_secs(self.signing_key_age_max_s)
+    }
+
+    /// See [`Config::drain_ms`].
+    pub fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms)
+    }
+
+    /// See [`Config::drain_retry_spread_ms`].
+    pub fn drain_retry_spread(&self) -> Duration {
+        Duration::from_millis(self.drain_retry_spread_ms)
     }
 
     /// See [`Config::refresh_ttl_s`].

@@ -3,6 +3,7 @@
 //! out, presence and heartbeats. Reads no history: a socket that can't be served live reads for itself.
 
 mod batches;
+mod drain;
 mod interest;
 mod ticks;
 
@@ -79,6 +80,9 @@ struct State {
     lanes: HashMap<(Lane, Partition), Heard>,
     /// Stretches that have been missed: rooms that changed in them are to be asked for.
     missed: Vec<(Lane, Partition, Offset, Offset)>,
+    /// Set by a drain: when the last socket shall have been asked to close, on the monotonic clock, and over how long
+    /// they shall come back. Who comes now is sent away at once.
+    drain: Option<drain::Drain>,
     /// Partitions whose new owner does not know this edge's interest yet, and how far was heard of each before.
     unregistered: Vec<(Lane, Partition, Offset)>,
 }

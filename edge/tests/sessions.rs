@@ -356,3 +356,76 @@ async fn a_client_that_takes_little_at_a_time_is_not_cut() {
     assert!(!client.session.is_finished());
     assert_eq!(world.app.hub.socket_count(), 1);
 }
+
+/// What a client hears until it is closed: the frames but pings, and the close.
+async fn to_the_end(mut client: Client) -> (Vec<Value>, u16, u64) {
+    let mut heard = Vec::new();
+    loop {
+        match client.socket.next().await.unwrap().unwrap() {
+            Message::Text(text) => {
+                let frame: Value = serde_json::from_str(&text).unwrap();
+                if frame["type"] != "ping" {
+                    heard.push(frame);
+                }
+            }
+            Message::Close(Some(close)) => {
+                let reason: Value = serde_json::from_str(&close.reason).unwrap();
+                return (heard, close.code.into(), reason["retry_after_ms"].as_u64().unwrap());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_tells_everyone_finishes_what_was_taken_and_spreads_the_return() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let room = world.room(&ada, &[], json!({})).await;
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        clients.push(live(&world, &ada, ROOMY).await);
+    }
+    let mut sent = Vec::new();
+    for client in &mut clients {
+        let mut frame = world.message("the last word");
+        frame["type"] = "send".into();
+        frame["room"] = room.as_str().into();
+        sent.push(frame["client_msg_id"].as_str().unwrap().to_owned());
+        client.say(frame).await;
+    }
+    let (hub, began) = (world.app.hub.clone(), Instant::now());
+    let (over, spread) = (Duration::from_millis(100), Duration::from_secs(5));
+    let draining = tokio::spawn(async move { hub.drain(over, spread).await });
+    let mut delays = Vec::new();
+    for (client, id) in clients.into_iter().zip(sent) {
+        let (heard, code, retry_after_ms) = to_the_end(client).await;
+        assert_eq!(code, 1012);
+        let closing = heard.iter().find(|frame| frame["type"] == "closing").unwrap();
+        assert_eq!(closing["code"], 1012);
+        assert!(closing["retry_after_ms"].as_u64().unwrap() >= retry_after_ms, "the same moment");
+        let own = heard.iter().find(|frame| frame["client_msg_id"] == id.as_str()).unwrap();
+        assert_eq!(own["type"], "accepted", "{own}");
+        delays.push(retry_after_ms);
+    }
+    draining.await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(world.app.hub.socket_count(), 0);
+    assert!(delays.iter().all(|delay| *delay <= 5_100), "{delays:?}");
+    assert!(delays.iter().any(|delay| *delay < 1_500) && delays.iter().any(|delay| *delay > 3_500), "{delays:?}");
+
+    let mut late = connected(&world, ROOMY).await;
+    late.say(json!({"type": "hello", "token": ada.token})).await;
+    assert_eq!(late.next().await.unwrap()["type"], "welcome");
+    assert_eq!(late.next().await, Err(1012));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_go_keeps_no_drain_for_long() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let _deaf = live(&world, &ada, ROOMY).await;
+    let began = Instant::now();
+    world.app.hub.drain(Duration::from_secs(4), Duration::from_secs(5)).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}

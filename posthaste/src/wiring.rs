@@ -15,7 +15,6 @@ use futures_util::future::select_all;
 use prometheus::Registry;
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
-use schemas::frame::close;
 use schemas::link::{FanoutPort, HistoryPort, Lane};
 use schemas::{Clock, EdgeId, Entropy, Partition, Topic};
 use store::Store;
@@ -36,8 +35,8 @@ use crate::telemetry::{OsEntropy, SystemClock};
 /// Pause between two looks whether something is so yet, at start and stop: short beside the 2 s that a start may take.
 const POLL: Duration = Duration::from_millis(10);
 
-/// When sockets that a stop has closed shall come back: about when the next process is ready.
-const SOCKETS_RETRY_MS: u32 = 1_000;
+/// How long requests under way may take at a stop beyond the time in which sockets are sent away.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
 /// How long threads of the runtime may take to end once everything has stopped or failed.
 const RUNTIME_END: Duration = Duration::from_secs(1);
@@ -118,12 +117,15 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     };
     let edge = deps.edge;
     let hub = Hub::new(deps.clone(), HubMetrics::new(&registry)?);
+    let (drain, spread) = (edge_config.drain(), edge_config.drain_retry_spread());
     let passwords = Argon2Pool::start(&edge_config.password).context("can't start the password threads")?;
     let edge_metrics = edge::Metrics::new(&registry)?;
     let app = edge::App::new(deps, hub.clone(), edge_config, Arc::new(passwords), edge_metrics)
         .await
         .context("can't start the edge")?;
 
+    // Half of the grace at most: the roles behind the edge need some of it too.
+    let (drain, spread) = (drain.min(settings.grace() / 2), spread);
     let mut roles = Roles::default();
     let router = admin::router(registry, ready.clone());
     roles.start("admin", |stop| async move {
@@ -152,14 +154,6 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
         its_hub.run(stop).await;
         Ok(())
     });
-    roles.start("sockets", |stop| async move {
-        stopped(stop).await;
-        hub.close_all(close::RESTART, Some(SOCKETS_RETRY_MS));
-        while hub.socket_count() > 0 {
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(())
-    });
     roles.start("edge's duties", |stop| async move {
         tokio::select! {
             () = its_app.run() => {}
@@ -181,10 +175,23 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     };
     if signal.is_none() {
         roles.start("edge", |stop| async move {
-            {
-                edge::server::serve(app, listener, stop).await;
-                Ok(())
-            }
+            // Beside one another: a slow request must not keep sockets from hearing of the end.
+            let sent_away = async {
+                stopped(stop.clone()).await;
+                hub.drain(drain, spread).await;
+            };
+            let too_long = async {
+                stopped(stop.clone()).await;
+                tokio::time::sleep(drain + LAST_REQUESTS).await;
+            };
+            let served = async {
+                tokio::select! {
+                    () = edge::server::serve(app, listener, stop.clone()) => {}
+                    () = too_long => tracing::warn!("requests that took too long were cut off"),
+                }
+            };
+            tokio::join!(sent_away, served);
+            Ok(())
         });
         ready.set(true);
         println!("posthaste is ready: {url} (API at {url}/docs), health and metrics at {admin_url}");

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use schemas::frame::close;
 use schemas::ids::{RoomId, UserId};
 use schemas::link::{Lane, Registered, Unavailable};
 use schemas::{Offset, Partition, Seq};
@@ -20,6 +21,9 @@ impl Hub {
             if state.sessions.insert(socket.session, Arc::clone(socket)).is_none() {
                 state.users.entry(socket.user).or_default().sockets.push(Arc::clone(socket));
                 self.metrics.sockets.inc();
+            }
+            if let Some(drain) = state.drain {
+                socket.close(close::RESTART, Some(drain.retry_ms(&self.deps)));
             }
         }
         let key = *socket.user.as_bytes();

@@ -65,6 +65,8 @@ struct State {
     relist: bool,
     behind: bool,
     closing: Option<(u16, Option<u32>)>,
+    /// To be closed like this once no outcome is waited for.
+    leaving: Option<(u16, Option<u32>)>,
     live: bool,
     expires_at: Timestamp,
     /// Whether the end of the token has been announced.
@@ -241,7 +243,21 @@ impl Socket {
         self.wake.notify_one();
     }
 
-    /// The code to close with, once asked.
+    /// Asks the session to close the socket with this code when the outcomes of its commands in flight are there. New
+    /// ones are refused from now on.
+    pub fn leave(&self, code: u16, retry_after_ms: Option<u32>) {
+        let mut state = self.state.lock();
+        state.leaving.get_or_insert((code, retry_after_ms));
+        state.part();
+        self.wake.notify_one();
+    }
+
+    /// Whether no command is taken any more.
+    pub fn is_leaving(&self) -> bool {
+        self.state.lock().leaving.is_some()
+    }
+
+    /// The code to close with, once asked. What was queued before that can still be written.
     pub fn closing(&self) -> Option<(u16, Option<u32>)> {
         self.state.lock().closing
     }
@@ -306,6 +322,7 @@ impl Socket {
             std::mem::take(&mut state.in_flight).into_iter().partition(|sent| sent.deadline < now);
         state.in_flight_bytes = kept.iter().map(InFlight::bytes).sum();
         state.in_flight = kept;
+        state.part();
         for sent in lost {
             state.held.retain(|held| held.command != sent.command);
             state.push(wire::control(Control::Rejected {
@@ -558,7 +575,15 @@ impl State {
             // What an idle socket need not keep.
             self.in_flight = VecDeque::new();
         }
+        self.part();
         true
+    }
+
+    /// Who is leaving goes when nothing is in flight any more.
+    fn part(&mut self) {
+        if self.in_flight.is_empty() && self.closing.is_none() {
+            self.closing = self.leaving;
+        }
     }
 
     /// Keeps the answer to a send of this socket until its place has come.
@@ -598,5 +623,38 @@ fn ends_for(event: &Event, user: UserId) -> bool {
         EventKind::Member(Membership { user: whose, change, .. }) => *whose == user && change.ends(),
         EventKind::Changed(patch) => patch.deleted,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn who_leaves_waits_for_what_is_in_flight_and_takes_the_outcome_along() {
+        let (room, user) = (RoomId(Uuid::from_u128(1)), UserId(Uuid::from_u128(2)));
+        let new = || {
+            let (session, device) = (SessionId(Uuid::from_u128(3)), DeviceId(Uuid::from_u128(4)));
+            Socket::new(session, user, device, None, Timestamp(i64::MAX))
+        };
+        let idle = new();
+        idle.leave(1012, Some(7));
+        assert_eq!(idle.closing(), Some((1012, Some(7))));
+
+        for answered in [true, false] {
+            let (busy, command) = (new(), CommandId(Uuid::from_u128(5)));
+            assert!(busy.send_started(command, room, Timestamp(100), &Bytes::from_static(b"record")));
+            busy.leave(1012, Some(7));
+            assert!(busy.is_leaving());
+            assert_eq!(busy.closing(), None, "an outcome is waited for");
+            if answered {
+                busy.send_failed(command);
+            } else {
+                busy.expire(Timestamp(101));
+            }
+            assert_eq!(busy.closing(), Some((1012, Some(7))));
+        }
     }
 }

@@ -192,10 +192,12 @@ where
     let mut live = false;
     let mut failures = 0;
     loop {
+        // Looked at first: whatever was queued before the socket was asked to close is written.
+        let is_closing = socket.closing().is_some();
         if !flush(&mut link.stream, context, socket).await {
             return End::Gone;
         }
-        if let Some((code, retry_after_ms)) = socket.closing() {
+        if is_closing && let Some((code, retry_after_ms)) = socket.closing() {
             return End::Closed(code, retry_after_ms);
         }
         if work.is_none() && socket.has_work() && socket.has_room() {
@@ -506,6 +508,9 @@ async fn send(
         socket.push(wire::control(Control::Rejected { client_msg_id, room, code, detail, retry_after_ms }), false);
     };
     let hub = &context.hub;
+    if socket.is_leaving() {
+        return reject(RejectCode::Unavailable, "this server is stopping, send again elsewhere", Some(1_000));
+    }
     if content.size_bytes() > CONTENT_MAX_BYTES {
         return reject(RejectCode::TooLarge, "the content is over the limit", None);
     }

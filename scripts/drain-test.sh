@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Stops the server with SIGTERM while loadtest --verify runs, and starts it again on the same directory. Exit status 0
+# only if every promise held, each stop ended with 0 within the grace time, and no client had to come back more than
+# once for each stop.
+#
+# Variables: DURATION (seconds), STOPS, USERS, ROOMS, RATE (sends/s), BIN (directory of the binaries).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+: "${DURATION:=60}" "${STOPS:=3}" "${USERS:=200}" "${ROOMS:=50}" "${RATE:=500}" "${BIN:=target/release}"
+. scripts/server.sh
+
+"$BIN/loadtest" keygen "$work/keys"
+flags=(--no-rate-limits --issuer "load=$work/keys/jwks.json")
+start_server "${flags[@]}"
+
+"$BIN/loadtest" run --target "$url" --issuer load --issuer-key "$work/keys/key.pem" --json "$work/result.json" \
+  --users "$USERS" --rooms "$ROOMS" --rate "$RATE" --duration "${DURATION}s" --verify &
+load=$!
+
+for n in $(seq "$STOPS"); do
+  sleep "$((DURATION / (STOPS + 1)))"
+  kill -0 "$load" 2>/dev/null || break # it has failed already: its status says so below
+  began=$(date +%s%N)
+  stop_server
+  took=$((($(date +%s%N) - began) / 1000000))
+  start_server "${flags[@]}"
+  echo "stop $n of $STOPS: ended in order in $took ms, back"
+done
+
+status=0
+wait "$load" || status=$?
+stop_server
+reconnects=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["counts"]["reconnects"])' "$work/result.json")
+echo "drain test: $STOPS stops in $DURATION s, $reconnects reconnects of $USERS clients, loadtest exited $status"
+[ "$status" = 0 ] && [ "$reconnects" -le "$((STOPS * USERS))" ]
