@@ -21,6 +21,7 @@ pub mod server;
 pub mod socket;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 mod views;
 
 pub use app::App;

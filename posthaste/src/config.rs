@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use edge::config::TrustedIssuer;
+use edge::config::{Scheme, TrustedIssuer};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,14 @@ pub struct Flags {
     #[arg(long, value_name = "ADDR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_listen: Option<SocketAddr>,
+    /// Certificate of the address for clients, with its chain (PEM); read again when it changes and on SIGHUP.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
     /// Lets addresses beyond loopback be served without TLS: a proxy in front does it.
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -82,6 +90,12 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Address for health and metrics.
     pub admin_listen: SocketAddr,
+    /// Certificate of the address for clients, with its chain (PEM).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
     /// Whether addresses beyond loopback may be served without TLS.
     pub insecure_http: bool,
     /// Whether rate limits hold; off for load tests only.
@@ -129,6 +143,8 @@ impl Default for Settings {
             data: "data".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            tls_cert: None,
+            tls_key: None,
             insecure_http: false,
             rate_limits: true,
             partitions: 4,
@@ -157,12 +173,22 @@ impl Settings {
         Duration::from_millis(self.grace_ms)
     }
 
+    /// The files of the certificate and its key, where clients come over TLS.
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
+
     fn validate(&self) -> Result<(), Error> {
-        for (key, address) in [("listen", self.listen), ("admin_listen", self.admin_listen)] {
-            if !address.ip().is_loopback() && !self.insecure_http {
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return Err(Error("tls_cert and tls_key belong together: name both files".to_owned()));
+        }
+        let listeners = [("listen", self.listen, self.tls().is_some()), ("admin_listen", self.admin_listen, false)];
+        for (key, address, has_tls) in listeners {
+            if !address.ip().is_loopback() && !has_tls && !self.insecure_http {
                 return Err(Error(format!(
                     "{key} = {address} can be reached from other machines, and without TLS passwords and tokens would \
-                     cross the network in the clear. Listen on 127.0.0.1, or put a proxy that does TLS in front and \
+                     cross the network in the clear. Listen on 127.0.0.1, or (for clients) name --tls-cert and \
+                     --tls-key, or put a proxy that does TLS in front and \
                      add --insecure-http"
                 )));
             }
@@ -190,6 +216,9 @@ impl Settings {
         let mut edge = self.edge.clone();
         if !self.rate_limits {
             edge.limits = None;
+        }
+        if self.tls().is_some() {
+            edge.public_scheme = Scheme::Https;
         }
         for (name, file) in &self.issuers {
             let jwks = std::fs::read_to_string(file)

@@ -8,6 +8,7 @@ mod readers;
 mod retention;
 mod shutdown;
 mod telemetry;
+mod tls;
 mod wiring;
 
 use std::process::ExitCode;

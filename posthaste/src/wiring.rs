@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use crate::lag::Lag;
 use crate::retention::{self, Retention};
 use crate::shutdown::Signals;
 use crate::telemetry::{OsEntropy, SystemClock};
+use crate::tls::Certificate;
 
 /// Pause between two looks whether something is so yet, at start and stop: short beside the 2 s that a start may take.
 const POLL: Duration = Duration::from_millis(10);
@@ -77,7 +79,13 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     // Whatever is wrong with addresses or the directory shows before the first role starts.
     let listener = bind(settings.listen).await?;
     let admin_listener = bind(settings.admin_listen).await?;
-    let (url, admin_url) = (url_of(&listener)?, url_of(&admin_listener)?);
+    let certificate = match settings.tls() {
+        Some((certificate, key)) => Some(Certificate::open(certificate.into(), key.into())?),
+        None => None,
+    };
+    let tls = certificate.as_ref().map(Certificate::tls);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let (url, admin_url) = (url_of(scheme, &listener)?, url_of("http", &admin_listener)?);
     let log = EmbeddedLog::open(
         &settings.data,
         stream::embedded::Config::default(),
@@ -154,6 +162,14 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
         its_hub.run(stop).await;
         Ok(())
     });
+    if let Some(certificate) = certificate {
+        roles.start("certificate", |stop| async move {
+            tokio::select! {
+                watched = certificate.watch() => watched,
+                () = stopped(stop) => Ok(()),
+            }
+        });
+    }
     roles.start("edge's duties", |stop| async move {
         tokio::select! {
             () = its_app.run() => {}
@@ -184,9 +200,13 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
                 stopped(stop.clone()).await;
                 tokio::time::sleep(drain + LAST_REQUESTS).await;
             };
+            let accepted: Pin<Box<dyn Future<Output = ()> + Send>> = match tls {
+                Some(tls) => Box::pin(edge::server::serve_tls(app, listener, tls, stop.clone())),
+                None => Box::pin(edge::server::serve(app, listener, stop.clone())),
+            };
             let served = async {
                 tokio::select! {
-                    () = edge::server::serve(app, listener, stop.clone()) => {}
+                    () = accepted => {}
                     () = too_long => tracing::warn!("requests that took too long were cut off"),
                 }
             };
@@ -219,8 +239,8 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))
 }
 
-fn url_of(listener: &TcpListener) -> anyhow::Result<String> {
-    Ok(format!("http://{}", listener.local_addr()?))
+fn url_of(scheme: &str, listener: &TcpListener) -> anyhow::Result<String> {
+    Ok(format!("{scheme}://{}", listener.local_addr()?))
 }
 
 fn new_id(clock: &dyn Clock, entropy: &dyn Entropy) -> uuid::Uuid {

@@ -87,6 +87,11 @@ fn an_address_beyond_loopback_needs_insecure_http() {
     refused(&["serve", "--listen", "0.0.0.0:0"], &[], &["0.0.0.0:0", "--insecure-http"]);
     refused(&["serve", "--admin-listen", "[::]:0"], &[], &["admin_listen", "--insecure-http"]);
     printed(&["--listen", "0.0.0.0:0", "--insecure-http"], &[]);
+    let tls = ["--tls-cert", "cert.pem", "--tls-key", "key.pem"];
+    let settings = printed(&[&["--listen", "0.0.0.0:0"][..], &tls].concat(), &[]);
+    assert_eq!(settings["tls_key"].as_str(), Some("key.pem"));
+    refused(&[&["serve", "--admin-listen", "0.0.0.0:0"][..], &tls].concat(), &[], &["admin_listen"]);
+    refused(&["serve", "--tls-cert", "cert.pem"], &[], &["tls_key"]);
 }
 
 #[test]

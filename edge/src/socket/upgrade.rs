@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use schemas::frame::SUBPROTOCOL;
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::frames::Link;
@@ -33,16 +34,12 @@ pub fn upgrade<K: Send + 'static>(
     let accept = derive_accept_key(key.as_bytes());
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        let link = match upgraded.await {
-            Ok(upgraded) => take_over(upgraded),
-            Err(error) => {
-                tracing::debug!(%error, "a handshake was not finished");
-                None
-            }
-        };
-        if let Some(link) = link {
-            // A task of its own: what the handshake needed does not live as long as the socket.
-            tokio::spawn(session::run(link, context, bearer, kept));
+        // Each session is a task of its own: what the handshake needed does not live as long as the socket.
+        match upgraded.await.map(take_over) {
+            Ok(Some(Taken::Plain(link))) => drop(tokio::spawn(session::run(link, context, bearer, kept))),
+            Ok(Some(Taken::Tls(link))) => drop(tokio::spawn(session::run(link, context, bearer, kept))),
+            Ok(None) => tracing::error!("a socket came over a connection of unknown kind"),
+            Err(error) => tracing::debug!(%error, "a handshake was not finished"),
         }
     });
     let mut response = Response::new(Body::empty());
@@ -59,19 +56,23 @@ pub fn upgrade<K: Send + 'static>(
     Ok(response)
 }
 
+/// A connection over TLS; boxed, for it is large, and most of a session's life it only waits.
+type TlsConnection = Box<TlsStream<TcpStream>>;
+
+/// A connection that is a socket's now.
+enum Taken {
+    Plain(Link<TcpStream>),
+    Tls(Link<TlsConnection>),
+}
+
 /// Takes the connection out of hyper, its buffers with it: an idle socket shall not pay for them.
-fn take_over(upgraded: hyper::upgrade::Upgraded) -> Option<Link<TcpStream>> {
-    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
-        tracing::error!("a socket came over a connection of unknown kind");
-        return None;
+fn take_over(upgraded: hyper::upgrade::Upgraded) -> Option<Taken> {
+    let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => return Some(Taken::Plain(Link::new(parts.io.into_inner(), &parts.read_buf))),
+        Err(upgraded) => upgraded,
     };
-    let stream = parts.io.into_inner();
-    // Messages are gathered into one write already; waiting for more would only delay them.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a socket went at once");
-        return None;
-    }
-    Some(Link::new(stream, &parts.read_buf))
+    let parts = upgraded.downcast::<TokioIo<TlsConnection>>().ok()?;
+    Some(Taken::Tls(Link::new(parts.io.into_inner(), &parts.read_buf)))
 }
 
 fn handshake_key(headers: &HeaderMap) -> Option<String> {

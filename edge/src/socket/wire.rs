@@ -82,17 +82,32 @@ pub async fn write_frames<S: AsyncWrite + Unpin>(
     frames: &mut VecDeque<Bytes>,
     stall: Duration,
 ) -> io::Result<()> {
-    while !frames.is_empty() {
+    loop {
+        let is_last = frames.is_empty();
         // Nearly always the kernel takes it all at once; a timer is set, and room made for it, only where it does not.
-        match poll_fn(|context| Poll::Ready(poll_write_frames(stream, frames, context))).await {
-            Poll::Ready(written) => written?,
+        match poll_fn(|context| Poll::Ready(poll_step(stream, frames, context))).await {
+            Poll::Ready(done) => done?,
             Poll::Pending => {
-                let some = poll_fn(|context| poll_write_frames(stream, frames, context));
-                Box::pin(tokio::time::timeout(stall, some)).await??;
+                let step = poll_fn(|context| poll_step(stream, frames, context));
+                Box::pin(tokio::time::timeout(stall, step)).await??;
             }
         }
+        if is_last {
+            return Ok(());
+        }
     }
-    Ok(())
+}
+
+/// Writes some of `frames`; where there are none, lets nothing stay behind in the stream: TLS may hold a last record.
+fn poll_step<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    frames: &mut VecDeque<Bytes>,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    if frames.is_empty() {
+        return Pin::new(stream).poll_flush(context);
+    }
+    poll_write_frames(stream, frames, context)
 }
 
 /// Writes as much of `frames` as the stream takes. `Ready(Ok)`: some of it, or all. What is written leaves the queue, the
