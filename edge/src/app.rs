@@ -25,6 +25,7 @@ use crate::hub::Hub;
 use crate::ids::Ids;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::proxies::Proxies;
 use crate::{Deps, origin};
 
 /// Sign-in reads keys again after so many polls of the revocations: a withdrawn key is dead within 2 s everywhere.
@@ -64,6 +65,7 @@ pub struct App {
     pub limits: Limits,
     /// What it counts.
     pub metrics: Metrics,
+    pub(crate) proxies: Proxies,
     pub(crate) keys: Keys,
     pub(crate) tokens: Tokens,
     pub(crate) revocations: Revocations,
@@ -94,6 +96,7 @@ impl App {
         if config.limits.is_none() {
             tracing::warn!("rate limits are off: for load tests only");
         }
+        let proxies = Proxies::new(&config.trusted_proxies, config.forwarded_header);
         let sockets = Arc::new(Semaphore::new(config.connections_max));
         let known_external = Mutex::default();
         Ok(Arc::new(Self {
@@ -103,6 +106,7 @@ impl App {
             ids,
             limits,
             metrics,
+            proxies,
             keys,
             tokens,
             revocations,

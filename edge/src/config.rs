@@ -6,6 +6,7 @@ use schemas::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::keys::overlap;
+use crate::proxies::Network;
 
 /// The edge's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,10 @@ pub struct Config {
     pub public_scheme: Scheme,
     /// Further origins, exact, whose pages may open sockets.
     pub allowed_origins: Vec<String>,
+    /// Proxies (addresses or networks, `10.0.0.0/8`) that say for whom they ask; limits then count that address.
+    pub trusted_proxies: Vec<String>,
+    /// The header in which they say it. Only one is read: another one, which they pass on, is anybody's.
+    pub forwarded_header: ForwardedHeader,
     /// Hashing of passwords.
     pub password: PasswordConfig,
     /// Rate limits; `None`: none at all (for load tests).
@@ -78,6 +83,17 @@ impl Scheme {
             Self::Https => "https",
         }
     }
+}
+
+/// A header in which a proxy says for whom it asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// Another issuer whose tokens are taken.
@@ -151,6 +167,8 @@ impl Default for Config {
             issuers: Vec::new(),
             public_scheme: Scheme::Http,
             allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::default(),
             password: PasswordConfig::default(),
             limits: Some(LimitsConfig::default()),
             connections_max: 20_000,
@@ -224,6 +242,9 @@ impl Config {
         }
         if let Some(bad) = self.allowed_origins.iter().find(|origin| !is_origin(origin)) {
             return refuse("allowed_origins", &format!("{bad:?} is no origin: scheme://host or scheme://host:port"));
+        }
+        if let Some(bad) = self.trusted_proxies.iter().find(|text| text.parse::<Network>().is_err()) {
+            return refuse("trusted_proxies", &format!("{bad:?} is neither an address nor a network like 10.0.0.0/8"));
         }
         if self.issuers.iter().any(|issuer| issuer.name == self.issuer) {
             return refuse("issuers", "another issuer can't have our own name");

@@ -58,8 +58,8 @@ pub(crate) struct Address(pub IpAddr);
 impl FromRequestParts<Arc<App>> for Address {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self> {
-        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
+        let peer = parts.extensions.get::<Peer>().map(|peer| app.proxies.client(peer.0.ip(), &parts.headers));
         Ok(Self(peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))))
     }
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::App;
+use crate::config::Scheme;
 use crate::error::{Code, Error};
 
 mod auth;
@@ -28,6 +29,16 @@ mod users;
 mod wellknown;
 
 pub(crate) use messages::MIME_MAX_BYTES;
+
+/// Answers of the API are data: nothing in them is to be run, shown or framed.
+const API_POLICY: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page at `/docs`: its own scripts, which set styles and draw with data: images, and calls to this server.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+    connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// A year without plain HTTP.
+const ONLY_HTTPS: &str = "max-age=31536000";
 
 /// Every documented call.
 pub(crate) fn api() -> OpenApiRouter<Arc<App>> {
@@ -70,6 +81,7 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let began = app.deps.clock.elapsed();
     let id = app.ids.next().to_string();
     let method = request.method().clone();
+    let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("none".to_owned(), |path| path.as_str().to_owned());
     let mut response = next.run(request).await;
     let error = response.extensions_mut().remove::<Error>();
@@ -86,12 +98,25 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
     }
+    protect(response.headers_mut(), &path, app.config.public_scheme);
     let seconds = app.deps.clock.elapsed().saturating_sub(began).as_secs_f64();
     app.metrics.request_seconds.with_label_values(&[&route]).observe(seconds);
     // Methods are the caller's to invent: labels are not.
     let method = if known_method(&method) { method.as_str() } else { "other" };
     app.metrics.requests.with_label_values(&[method, &route, response.status().as_str()]).inc();
     response
+}
+
+/// What keeps a browser from making more of an answer than it is.
+fn protect(headers: &mut HeaderMap, path: &str, scheme: Scheme) {
+    let policy = if path == "/docs" || path.starts_with("/docs/") { PAGE_POLICY } else { API_POLICY };
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    if scheme == Scheme::Https {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static(ONLY_HTTPS));
+    }
 }
 
 fn known_method(method: &axum::http::Method) -> bool {

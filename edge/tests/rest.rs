@@ -706,3 +706,47 @@ async fn tokens_of_a_withdrawn_signing_key_are_dead_within_2_s_and_refreshing_go
     let ada = person(&w.call("", "POST", "/v1/auth/refresh", body).await.is(200));
     w.get(&ada, "/v1/me").await.is(200);
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_answer_keeps_browsers_from_making_more_of_it() {
+    let w = World::with(Config { public_scheme: edge::config::Scheme::Https, ..Config::default() }).await;
+    let ada = w.person("ada").await;
+    for path in ["/v1/me", "/v1/nothing", "/.well-known/jwks.json", "/openapi.json", "/docs/", "/v1/users"] {
+        let answer = w.get(&ada, path).await;
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(answer.headers["x-frame-options"], "DENY", "{path}");
+        assert_eq!(answer.headers["referrer-policy"], "no-referrer", "{path}");
+        assert_eq!(answer.headers["strict-transport-security"], "max-age=31536000", "{path}");
+        let policy = answer.headers["content-security-policy"].to_str().unwrap();
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{path}");
+        assert_eq!(policy.contains("script-src 'self'"), path == "/docs/", "{path}");
+    }
+    let plain = World::new().await;
+    assert!(!plain.get(&ada, "/v1/me").await.headers.contains_key("strict-transport-security"), "without TLS");
+    // The page has nothing inline that its policy would stop.
+    let page = Request::get("/docs/").body(Body::empty()).unwrap();
+    let page = tower::ServiceExt::oneshot(w.router.clone(), page).await.unwrap().into_body();
+    let page = String::from_utf8(axum::body::to_bytes(page, 1 << 20).await.unwrap().to_vec()).unwrap();
+    for script in page.split("<script").skip(1) {
+        assert!(script.split('>').next().unwrap().contains("src="), "{page}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_count_the_address_that_a_trusted_proxy_names_and_nobody_elses_word() {
+    let limits = LimitsConfig { sign_up_burst: 1, sign_ups_per_s: 0.0, ..LimitsConfig::default() };
+    let trusted_proxies = vec!["10.0.0.0/8".to_owned()];
+    let w = World::with(Config { limits: Some(limits), trusted_proxies, ..Config::default() }).await;
+    let sign_up = async |peer: &str, says: &str, name: &str| {
+        let body = json!({"username": name, "password": "difference engine"}).to_string();
+        let request = Request::post("/v1/auth/sign-up").header("x-forwarded-for", says);
+        let mut request = request.body(Body::from(body)).unwrap();
+        request.extensions_mut().insert(edge::Peer(peer.parse().unwrap()));
+        w.send(request).await
+    };
+    sign_up("10.0.0.1:5000", "198.51.100.1", "one").await.is(201);
+    sign_up("10.0.0.2:5000", "198.51.100.2", "two").await.is(201);
+    sign_up("10.0.0.1:5000", "1.2.3.4, 198.51.100.1", "three").await.fails(429, "rate_limited");
+    sign_up("203.0.113.1:5000", "198.51.100.3", "four").await.is(201);
+    sign_up("203.0.113.1:5000", "198.51.100.4", "five").await.fails(429, "rate_limited");
+}
