@@ -129,8 +129,8 @@ impl Worker {
         self
     }
 
-    /// Works until `shutdown` turns true, or every [`crate::Client`] is gone and nothing waits to be stored. Dropping
-    /// this future is like a crash, and as safe.
+    /// Works until `shutdown` turns true, or every [`crate::Client`] is gone and nothing waits to be stored or received.
+    /// Dropping this future is like a crash, and as safe.
     ///
     /// # Errors
     /// What no further try mends: [`Error::SentAway`], [`Error::SignedOut`], [`Error::Journal`].
@@ -143,14 +143,15 @@ impl Worker {
         let mut receiving: Option<BoxFuture<'static, Result<(), Retry>>> = None;
         let mut asked_off = false;
         loop {
-            if asked_off && self.outbox.len() == 0 {
-                return Ok(());
-            }
             if let Err(error) = self.pump(&mut link).await {
                 self.lose(&mut link, None, &error, &*listener).await?;
             }
             if receiving.is_none() {
                 receiving = self.receive(&listener).await?;
+            }
+            // What has come is still received, one's own last message among it.
+            if asked_off && self.outbox.len() == 0 && receiving.is_none() {
+                return Ok(());
             }
             match self.wait(&mut link, &mut receiving, &mut shutdown, asked_off).await {
                 News::Stop => return Ok(()),

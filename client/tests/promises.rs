@@ -324,6 +324,22 @@ async fn what_the_listener_had_not_finished_comes_again_and_nothing_else() -> Re
 }
 
 #[tokio::test]
+async fn a_client_that_is_let_go_stores_and_hears_its_last_words() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let network = Network::to(cluster.address());
+    let dir = tempfile::tempdir()?;
+    let notes = Notes::default();
+    let Process { client, running, _stop } = Process::start("ada", dir.path(), &network, &notes)?;
+    let room = client.rest().join_or_create("lobby").await?;
+    let sending = client.send(room.id, Content::text("last words")).await?;
+    drop(client);
+    timeout(PATIENCE, running).await???;
+    assert_eq!(notes.texts(), ["last words"]);
+    sending.stored().await?;
+    cluster.stop().await
+}
+
+#[tokio::test]
 async fn one_directory_is_one_clients() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let first = SqliteJournal::open(dir.path())?;
