@@ -62,6 +62,9 @@ pub use crate::rest::{Credentials, Page, Rest, Room, TokenSource, User};
 pub use crate::stage::{Stage, Step};
 pub use crate::worker::Worker;
 
+/// Names the calls that [`Rest::call`] makes.
+pub use hyper::Method;
+
 /// An event of a room, as everyone sees it; one's own messages too.
 pub use schemas::frame::EventView as Event;
 

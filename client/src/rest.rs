@@ -110,6 +110,16 @@ pub struct User {
     pub display_name: String,
 }
 
+#[derive(Deserialize)]
+struct Online {
+    items: Vec<Member>,
+}
+
+#[derive(Deserialize)]
+struct Member {
+    profile: Option<User>,
+}
+
 /// The REST half of a client.
 #[derive(Clone)]
 pub struct Rest(Arc<Inner>);
@@ -180,6 +190,12 @@ impl Rest {
             detail: format!("{at_handle} belongs to a room that you may not see"),
             retry_after_ms: None,
         })
+    }
+
+    /// Who is in a room and online now.
+    pub async fn online(&self, id_or_handle: &str) -> Result<Vec<User>, Error> {
+        let page: Online = self.get(&format!("/v1/rooms/{}/online", escape(id_or_handle))).await?;
+        Ok(page.items.into_iter().filter_map(|member| member.profile).collect())
     }
 
     /// Events after a seq, at most 100.

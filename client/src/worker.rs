@@ -53,6 +53,8 @@ pub struct Worker {
     waiting: HashMap<CommandId, oneshot::Sender<Result<Stored, Error>>>,
     /// What the server has not been told of: the last event received in each room, and read.
     untold: HashMap<RoomId, (Seq, Seq)>,
+    /// What it was told on this socket. Nothing says that it has heard: the next socket tells it again.
+    told: HashMap<RoomId, (Seq, Seq)>,
     tell_at: Option<Duration>,
     /// The server's clock less ours, ms.
     clock_offset_ms: i64,
@@ -115,6 +117,7 @@ impl Worker {
             inbox: Inbox::default(),
             waiting: HashMap::new(),
             untold: HashMap::new(),
+            told: HashMap::new(),
             tell_at: None,
             clock_offset_ms: 0,
             me: UserId::NIL,
@@ -138,6 +141,10 @@ impl Worker {
         let listener: Arc<dyn Listener> = Arc::new(listener);
         let saved = self.deps.journal.load().await?;
         saved.queue.into_iter().for_each(|queued| self.outbox.push(queued));
+        // The process before this one may have ended before it told the server.
+        for (room, received) in &saved.cursors {
+            self.untold_to(*room, *received, Seq::ZERO);
+        }
         self.inbox = Inbox::new(saved.cursors);
         let mut link = Link::Down { until: Duration::ZERO, failures: 0 };
         let mut receiving: Option<BoxFuture<'static, Result<(), Retry>>> = None;
@@ -254,7 +261,12 @@ impl Worker {
                 }
                 if self.tell_at.is_some_and(|at| now >= at) {
                     self.tell_at = None;
-                    for (room, (received, read)) in self.untold.drain() {
+                    let untold = std::mem::take(&mut self.untold);
+                    // Noted first: it is told again if this socket is going.
+                    for (room, (received, read)) in &untold {
+                        raise(&mut self.told, *room, *received, *read);
+                    }
+                    for (room, (received, read)) in untold {
                         let frame = match read {
                             Seq::ZERO => ClientFrame::Delivered { room, seq: received },
                             read => ClientFrame::Read { room, seq: read },
@@ -335,6 +347,9 @@ impl Worker {
         let pause = backoff::pause(failures, asked, &*self.deps.entropy);
         tracing::info!(%error, failures, pause_ms = pause.as_millis(), "offline");
         self.outbox.lost();
+        for (room, (received, read)) in std::mem::take(&mut self.told) {
+            self.untold_to(room, received, read);
+        }
         *link = Link::Down { until: self.now() + pause, failures };
         if was_live {
             listener.on_signal(Signal::Offline).await;
@@ -398,8 +413,7 @@ impl Worker {
     }
 
     fn untold_to(&mut self, room: RoomId, received: Seq, read: Seq) {
-        let untold = self.untold.entry(room).or_default();
-        *untold = (untold.0.max(received), untold.1.max(read));
+        raise(&mut self.untold, room, received, read);
         let at = self.now() + TELL_AFTER;
         self.tell_at.get_or_insert(at);
     }
@@ -572,6 +586,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// Both are maxima.
+fn raise(told: &mut HashMap<RoomId, (Seq, Seq)>, room: RoomId, received: Seq, read: Seq) {
+    let known = told.entry(room).or_default();
+    *known = (known.0.max(received), known.1.max(read));
 }
 
 /// What comes over the link. Cancel safe.

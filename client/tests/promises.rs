@@ -340,6 +340,35 @@ async fn a_client_that_is_let_go_stores_and_hears_its_last_words() -> Result<()>
 }
 
 #[tokio::test]
+async fn what_was_received_is_told_though_the_client_was_killed_before_it_said_so() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let network = Network::to(cluster.address());
+    let (ada_dir, ben_dir) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let at_ben = Notes::default();
+    let ada = Process::start("ada", ada_dir.path(), &network, &Notes::default())?;
+    let room = ada.client.rest().join_or_create("lobby").await?;
+    let ben = Process::start("ben", ben_dir.path(), &network, &at_ben)?;
+    ben.client.rest().join_or_create("lobby").await?;
+    until("ben hears of the room", || !at_ben.done.lock().is_empty()).await?;
+    let mut steps = ada.client.steps();
+    let stored = timeout(PATIENCE, ada.say(room.id, "hello").await?.stored()).await??;
+    until("ben has it", || at_ben.texts() == ["hello"]).await?;
+    ben.kill().await;
+    let ben = Process::start("ben", ben_dir.path(), &network, &at_ben)?;
+    let told = async {
+        loop {
+            if matches!(steps.recv().await?.stage, Stage::Monitored { delivered, .. } if delivered >= stored.seq) {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    timeout(PATIENCE, told).await.context("ada never hears that ben has it")??;
+    ada.kill().await;
+    ben.kill().await;
+    cluster.stop().await
+}
+
+#[tokio::test]
 async fn one_directory_is_one_clients() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let first = SqliteJournal::open(dir.path())?;

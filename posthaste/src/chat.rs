@@ -197,22 +197,10 @@ fn tell_refusal(sending: client::Sending, terminal: Terminal) {
     });
 }
 
-#[derive(serde::Deserialize)]
-struct Online {
-    items: Vec<Here>,
-}
-
-#[derive(serde::Deserialize)]
-struct Here {
-    profile: Option<client::User>,
-}
-
 async fn who(client: &Client, handle: &str, terminal: &Terminal) {
-    let path = format!("/v1/rooms/@{handle}/online");
-    match client.rest().call::<Online>(hyper::Method::GET, &path, None::<&()>).await {
+    match client.rest().online(&format!("@{handle}")).await {
         Ok(online) => {
-            let names: Vec<String> =
-                online.items.into_iter().filter_map(|here| here.profile).map(|user| user.username).collect();
+            let names: Vec<String> = online.into_iter().map(|user| user.username).collect();
             terminal.note(&format!("here now: {}", names.join(", ")));
         }
         Err(error) => terminal.note(&error.to_string()),

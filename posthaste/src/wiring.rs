@@ -125,15 +125,14 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     };
     let edge = deps.edge;
     let hub = Hub::new(deps.clone(), HubMetrics::new(&registry)?);
-    let (drain, spread) = (edge_config.drain(), edge_config.drain_retry_spread());
+    // Half of the grace at most: the roles behind the edge need some of it too.
+    let (drain, spread) = (edge_config.drain().min(settings.grace() / 2), edge_config.drain_retry_spread());
     let passwords = Argon2Pool::start(&edge_config.password).context("can't start the password threads")?;
     let edge_metrics = edge::Metrics::new(&registry)?;
     let app = edge::App::new(deps, hub.clone(), edge_config, Arc::new(passwords), edge_metrics)
         .await
         .context("can't start the edge")?;
 
-    // Half of the grace at most: the roles behind the edge need some of it too.
-    let (drain, spread) = (drain.min(settings.grace() / 2), spread);
     let mut roles = Roles::default();
     let router = admin::router(registry, ready.clone());
     roles.start("admin", |stop| async move {
@@ -142,20 +141,8 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     roles.start("archiver", |stop| async move { Ok(archiver.run(stop).await?) });
     roles.start("fanout", |stop| async move { Ok(fanout_worker.run(stop).await?) });
     roles.start("ingest", |stop| async move { Ok(ingest::run(ingest, ingest_config, ingest_metrics, stop).await?) });
-    roles.start("retention", |stop| async move {
-        tokio::select! {
-            () = retention.run() => {}
-            () = stopped(stop) => {}
-        }
-        Ok(())
-    });
-    roles.start("lag", |stop| async move {
-        tokio::select! {
-            () = lag.run() => {}
-            () = stopped(stop) => {}
-        }
-        Ok(())
-    });
+    roles.start("retention", |stop| until_stopped(stop, retention.run()));
+    roles.start("lag", |stop| until_stopped(stop, lag.run()));
     let (its_hub, its_app) = (hub.clone(), app.clone());
     let attached = hub.clone();
     roles.start("hub", |stop| async move {
@@ -170,13 +157,7 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
             }
         });
     }
-    roles.start("edge's duties", |stop| async move {
-        tokio::select! {
-            () = its_app.run() => {}
-            () = stopped(stop) => {}
-        }
-        Ok(())
-    });
+    roles.start("edge's duties", |stop| until_stopped(stop, async move { its_app.run().await }));
 
     let mut signal = tokio::select! {
         error = roles.ended() => return Err(error),
@@ -316,6 +297,15 @@ impl Roles {
         }
         Ok(())
     }
+}
+
+/// Goes on with a duty that never ends until told to stop.
+async fn until_stopped(stop: watch::Receiver<bool>, duty: impl Future<Output = ()>) -> anyhow::Result<()> {
+    tokio::select! {
+        () = duty => {}
+        () = stopped(stop) => {}
+    }
+    Ok(())
 }
 
 /// Returns when told to stop.

@@ -64,6 +64,8 @@ struct State {
     joined: Vec<(RoomId, Seq)>,
     relist: bool,
     behind: bool,
+    /// Holds a frame that woke nobody, and will be nudged.
+    drowsy: bool,
     closing: Option<(u16, Option<u32>)>,
     /// To be closed like this once no outcome is waited for.
     leaving: Option<(u16, Option<u32>)>,
@@ -219,20 +221,21 @@ impl Socket {
     }
 
     /// Queues a frame that can wait for the next one's write, or for [`Socket::nudge`]; it is dropped where the socket
-    /// is lagging. `true`: this is the first one, and nothing else will see to it.
+    /// is lagging. `true`: the socket is to be nudged, and was not before.
     pub fn push_drowsily(&self, frame: Bytes) -> bool {
         let mut state = self.state.lock();
         if state.bytes + frame.len() > OUTBOX_MAX_BYTES / 2 {
             return false;
         }
-        let first = state.frames.is_empty();
         state.push(frame);
-        first
+        !std::mem::replace(&mut state.drowsy, true)
     }
 
     /// Has what waits written.
     pub fn nudge(&self) {
-        if self.state.lock().bytes > 0 {
+        let mut state = self.state.lock();
+        state.drowsy = false;
+        if state.bytes > 0 {
             self.wake.notify_one();
         }
     }
@@ -419,11 +422,15 @@ impl Socket {
     /// These rooms may have had events of which nobody knows here: they are compared with history.
     pub fn doubt(&self, rooms: impl Fn(RoomId) -> bool) {
         let mut state = self.state.lock();
+        let mut concerned = false;
         for (_, cursor) in state.rooms.iter_mut().filter(|(room, _)| rooms(**room)) {
             cursor.doubt();
+            concerned = true;
         }
-        state.behind = true;
-        self.wake.notify_one();
+        if concerned {
+            state.behind = true;
+            self.wake.notify_one();
+        }
     }
 
     /// A room has come into this person's list.
