@@ -18,7 +18,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// The way to the server.
 #[async_trait]
 pub trait Connector: Send + Sync {
-    /// A new connection.
+    /// A new connection. An error that holds an [`Error`](crate::Error) is passed on as that one; any other means that
+    /// the server can't be reached.
     async fn connect(&self) -> io::Result<Box<dyn Stream>>;
 }
 
@@ -80,11 +81,17 @@ pub struct TcpConnector {
     pub port: u16,
 }
 
+impl TcpConnector {
+    pub(crate) async fn dial(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
 #[async_trait]
 impl Connector for TcpConnector {
     async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(Box::new(stream))
+        Ok(Box::new(self.dial().await?))
     }
 }

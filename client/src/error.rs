@@ -11,6 +11,10 @@ pub enum Error {
     /// The server can't be reached, or said nothing in time. Nothing is lost: what was queued stays queued.
     #[error("the server can't be reached: {0}")]
     Unreachable(String),
+    /// The server can't prove that it is who it should be, or this system says nobody to trust. Nothing is lost: what was
+    /// queued stays queued.
+    #[error("{0}")]
+    Untrusted(String),
     /// The server refuses a call: an RFC 9457 problem.
     #[error("{code} ({status}): {detail}")]
     Refused {
@@ -62,6 +66,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Why there is no connection.
+    pub(crate) fn connecting(error: std::io::Error) -> Self {
+        error.downcast().unwrap_or_else(|error| Self::Unreachable(error.to_string()))
+    }
+
     /// Whether the same call may succeed later.
     pub fn may_pass(&self) -> bool {
         match self {

@@ -45,6 +45,7 @@ mod outbox;
 mod rest;
 mod socket;
 mod stage;
+mod tls;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -60,6 +61,7 @@ pub use crate::inbox::{Listener, Retry, Signal};
 pub use crate::journal::{Journal, MemoryJournal, Queued, Saved, Session, SqliteJournal};
 pub use crate::rest::{Credentials, Page, Rest, Room, TokenSource, User};
 pub use crate::stage::{Stage, Step};
+pub use crate::tls::TlsConnector;
 pub use crate::worker::Worker;
 
 /// Names the calls that [`Rest::call`] makes.
@@ -77,8 +79,10 @@ const REQUESTS_MAX: usize = 256;
 /// What a client needs to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The server: `http://host:port`.
+    /// The server: `https://host`, or `http://host:port` where nobody else listens in.
     pub server: String,
+    /// The certificate authorities that are trusted to know the server, a PEM file; `None`: those of the system.
+    pub authorities: Option<PathBuf>,
     /// Where the journal is; `None`: in memory, and gone with the process.
     pub dir: Option<PathBuf>,
     /// With tokens of another issuer: which installation this is.
@@ -90,7 +94,20 @@ pub struct Settings {
 impl Settings {
     /// A client that keeps its journal in a directory of its own.
     pub fn new(server: impl Into<String>, dir: impl AsRef<Path>) -> Self {
-        Self { server: server.into(), dir: Some(dir.as_ref().into()), device: None, queue_max: 10_000 }
+        Self {
+            server: server.into(),
+            authorities: None,
+            dir: Some(dir.as_ref().into()),
+            device: None,
+            queue_max: 10_000,
+        }
+    }
+
+    /// Trusts the certificate authorities of this PEM file in place of the system's.
+    #[must_use]
+    pub fn trusting(mut self, authorities: impl Into<PathBuf>) -> Self {
+        self.authorities = Some(authorities.into());
+        self
     }
 }
 
@@ -142,20 +159,15 @@ impl Client {
     /// A client on this system's clock, disk and network, and the worker that does its work: run it.
     ///
     /// # Errors
-    /// Where the address or the journal can't be used.
+    /// Where the address, the authorities or the journal can't be used.
     pub fn open(settings: Settings, credentials: Credentials) -> Result<(Self, Worker), Error> {
-        let server = Server::parse(&settings.server)?;
+        let (connector, authority) = connector(&settings.server, settings.authorities.as_deref())?;
         let journal: Arc<dyn Journal> = match &settings.dir {
             Some(dir) => Arc::new(SqliteJournal::open(dir)?),
             None => Arc::new(MemoryJournal::default()),
         };
-        let deps = Deps {
-            clock: Arc::new(SystemClock::start()),
-            entropy: Arc::new(SystemEntropy),
-            connector: Arc::new(TcpConnector { host: server.host, port: server.port }),
-            journal,
-        };
-        Ok(Self::with(deps, server.authority, settings, credentials))
+        let deps = Deps { clock: Arc::new(SystemClock::start()), entropy: Arc::new(SystemEntropy), connector, journal };
+        Ok(Self::with(deps, authority, settings, credentials))
     }
 
     /// The same on whatever is handed in. `authority`: host and port as in the URL.
@@ -207,8 +219,21 @@ impl Client {
     }
 }
 
+/// The way to the server of a URL, and its host and port as in the URL. `authorities` as in [`Settings`].
+///
+/// # Errors
+/// [`Error::Address`] for what is no `http` or `https` URL of a server; those of [`TlsConnector::new`].
+pub fn connector(url: &str, authorities: Option<&Path>) -> Result<(Arc<dyn Connector>, String), Error> {
+    let Server { tls, host, port, authority } = Server::parse(url)?;
+    let tcp = TcpConnector { host, port };
+    let connector: Arc<dyn Connector> =
+        if tls { Arc::new(TlsConnector::new(tcp, authorities)?) } else { Arc::new(tcp) };
+    Ok((connector, authority))
+}
+
 /// Where a server is.
 struct Server {
+    tls: bool,
     host: String,
     port: u16,
     authority: String,
@@ -218,15 +243,17 @@ impl Server {
     fn parse(url: &str) -> Result<Self, Error> {
         let wrong = |why: &str| Error::Address(format!("{url:?} is no address of a server: {why}"));
         let uri: hyper::Uri = url.parse().map_err(|_| wrong("not a URL"))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(wrong("it must begin with http://"));
-        }
+        let tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(wrong("it must begin with https:// or http://")),
+        };
         let authority = uri.authority().ok_or_else(|| wrong("it names no host"))?.to_string();
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         if host.is_empty() || authority.contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-            return Err(wrong("write http://host:port and nothing else"));
+            return Err(wrong("write https://host:port and nothing else"));
         }
-        Ok(Self { host, port: uri.port_u16().unwrap_or(80), authority })
+        Ok(Self { tls, host, port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }), authority })
     }
 }
 
@@ -238,6 +265,8 @@ mod tests {
     fn an_address_is_a_scheme_a_host_and_a_port() {
         let server = Server::parse("http://[::1]:8080/").unwrap();
         assert_eq!((server.host.as_str(), server.port, server.authority.as_str()), ("::1", 8080, "[::1]:8080"));
+        let server = Server::parse("https://chat.example.org").unwrap();
+        assert_eq!((server.tls, server.port, server.authority.as_str()), (true, 443, "chat.example.org"));
         for bad in ["127.0.0.1:8080", "ftp://x", "http://", "http://a/b", "http://u:p@a", "http://a/?q=1", ""] {
             assert!(Server::parse(bad).is_err(), "{bad}");
         }

@@ -344,7 +344,7 @@ impl Rest {
         let mut sender = match idle.filter(SendRequest::is_ready) {
             Some(sender) => sender,
             None => {
-                let stream = self.0.deps.connector.connect().await.map_err(|error| unreachable(&error))?;
+                let stream = self.0.deps.connector.connect().await.map_err(Error::connecting)?;
                 let (sender, connection) =
                     http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
                 // It moves the bytes of this connection and ends with it.

@@ -16,7 +16,7 @@ use crate::deps::Stream;
 use crate::error::Error;
 
 /// Each step of opening, and each write.
-const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest frame that is taken, bytes: a largest content, every byte of it escaped.
 const FRAME_MAX_BYTES: usize = 1024 * 1024;

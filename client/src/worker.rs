@@ -14,7 +14,7 @@ use schemas::message::Content;
 use schemas::outcome::RejectCode;
 use schemas::{CommandId, RoomId, Seq, Timestamp, UserId};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::deps::Deps;
 use crate::error::Error;
@@ -22,7 +22,7 @@ use crate::inbox::{Inbox, Item, Listener, Retry, Signal};
 use crate::journal::Queued;
 use crate::outbox::Outbox;
 use crate::rest::Rest;
-use crate::socket::{Incoming, Socket, is_final};
+use crate::socket::{Incoming, STEP_TIMEOUT, Socket, is_final};
 use crate::stage::{Stage, Step};
 use crate::{Request, Sending, Settings, Stored, backoff};
 
@@ -136,7 +136,8 @@ impl Worker {
     /// Dropping this future is like a crash, and as safe.
     ///
     /// # Errors
-    /// What no further try mends: [`Error::SentAway`], [`Error::SignedOut`], [`Error::Journal`].
+    /// What no further try mends: [`Error::SentAway`], [`Error::SignedOut`], [`Error::Journal`], and
+    /// [`Error::Untrusted`] until it has been connected once.
     pub async fn run(mut self, listener: impl Listener, mut shutdown: watch::Receiver<bool>) -> Result<(), Error> {
         let listener: Arc<dyn Listener> = Arc::new(listener);
         let saved = self.deps.journal.load().await?;
@@ -292,7 +293,10 @@ impl Worker {
         let hello = Hello { device: self.settings.device, resume, rooms: self.only.clone(), ..Hello::default() };
         Box::pin(async move {
             let token = rest.token().await?;
-            let stream = deps.connector.connect().await.map_err(|error| Error::Unreachable(error.to_string()))?;
+            let stream = timeout(STEP_TIMEOUT, deps.connector.connect())
+                .await
+                .map_err(|_| Error::Unreachable("no connection in time".into()))?
+                .map_err(Error::connecting)?;
             Socket::open(stream, rest.authority(), Hello { token: Some(token), ..hello }).await
         })
     }
@@ -333,6 +337,8 @@ impl Worker {
                 return Err(Error::SentAway { code: *code, reason: reason.clone() });
             }
             Error::SignedOut(why) => return Err(Error::SignedOut(why.clone())),
+            // Where the server was known before, a renewal went wrong or a network asks to sign in first: it is away.
+            Error::Untrusted(why) if self.me == UserId::NIL => return Err(Error::Untrusted(why.clone())),
             Error::Journal { path, reason } => {
                 return Err(Error::Journal { path: path.clone(), reason: reason.clone() });
             }

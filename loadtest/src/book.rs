@@ -43,6 +43,10 @@ pub struct Counts {
     pub gaps: u64,
     /// Sockets that were opened again.
     pub reconnects: u64,
+    /// The same of the client that did so most often.
+    pub reconnects_max: u64,
+    /// Sockets, or tries to have one, that ended before they were live.
+    pub in_vain: u64,
     /// Closes by code; 0: without one.
     pub closes: BTreeMap<u16, u64>,
     /// `error` frames, and frames that could not be read.

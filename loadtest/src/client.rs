@@ -14,7 +14,6 @@ use schemas::message::Content;
 use schemas::outcome::RejectCode;
 use schemas::{CommandId, DeviceId, RoomId, Seq, UserId};
 use serde::Deserialize;
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -26,6 +25,7 @@ use crate::api::{Api, Login};
 use crate::book::Book;
 use crate::clock::{self, Timeline};
 use crate::frame::{Frame, text_digest};
+use crate::tls::Stream;
 use crate::{body, http};
 
 /// Each step of connecting, and each write.
@@ -136,7 +136,7 @@ pub struct Client {
     pending: VecDeque<Pending>,
 }
 
-type Ws = WebSocketStream<TcpStream>;
+type Ws = WebSocketStream<Box<dyn Stream>>;
 
 /// How a socket ended.
 enum End {
@@ -185,15 +185,19 @@ impl Client {
     /// Runs until nobody needs it any more.
     pub async fn run(mut self) {
         let mut failures = 0;
-        let mut first = true;
+        let mut sockets = 0;
         loop {
             if self.phase.wait_for(|phase| *phase != Phase::Away).await.is_err() {
                 return;
             }
-            if !std::mem::take(&mut first) {
-                self.shared.book.open().counts.reconnects += 1;
+            if sockets > 0 {
+                let counts = &mut self.shared.book.open().counts;
+                counts.reconnects += 1;
+                counts.reconnects_max = counts.reconnects_max.max(sockets);
             }
+            sockets += 1;
             let (end, was_live) = self.socket().await;
+            self.shared.book.open().counts.in_vain += u64::from(!was_live);
             failures = if was_live { 0 } else { failures + 1 };
             let asked = match end {
                 End::Over => return,
@@ -234,8 +238,7 @@ impl Client {
         let _place = shared.connecting.acquire().await?;
         let started_us = shared.timeline.micros();
         let token = shared.api.token(&self.login).await?;
-        let stream = timeout(STEP_TIMEOUT, TcpStream::connect(shared.target.addr)).await??;
-        stream.set_nodelay(true)?;
+        let stream = shared.target.connect().await?;
         let url = format!("ws://{}/v1/socket", shared.target.authority);
         let mut request = url.into_client_request()?;
         let protocol = schemas::frame::SUBPROTOCOL.parse()?;

@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 client: keep-alive, bounded connections, bounded patience. Knows no call of the protocol.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,8 @@ use schemas::CommandId;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::tls::{Stream, Tls};
 
 /// Connections at a time: the server shares the machine.
 const CONNECTIONS_MAX: usize = 16;
@@ -34,38 +37,55 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause that a server may ask for.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// Connecting, and the handshake of TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Where the server is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Target {
-    /// Its address.
-    pub addr: SocketAddr,
+    addr: SocketAddr,
+    tls: Option<Tls>,
     /// Host and port as in the URL.
     pub authority: String,
 }
 
 impl Target {
-    /// Finds the server of a URL, and that it listens.
-    pub async fn find(url: &str) -> Result<Self> {
+    /// Finds the server of a URL, and that it listens; over TLS also that it is the right one, see [`Tls::new`].
+    pub async fn find(url: &str, authorities: Option<&Path>) -> Result<Self> {
         let uri: Uri = url.parse().with_context(|| format!("--target {url} is no URL"))?;
-        if uri.scheme_str() != Some("http") {
-            bail!("--target {url}: only http:// is spoken");
-        }
         let host = uri.host().with_context(|| format!("--target {url} names no host"))?;
-        let port = uri.port_u16().unwrap_or(80);
         let host = host.trim_start_matches('[').trim_end_matches(']');
+        let (tls, port) = match uri.scheme_str() {
+            Some("https") => (Some(Tls::new(host, authorities)?), 443),
+            Some("http") => (None, 80),
+            _ => bail!("--target {url}: only http:// and https:// are spoken"),
+        };
+        let port = uri.port_u16().unwrap_or(port);
+        let authority = uri.authority().map_or_else(String::new, ToString::to_string);
         let found = tokio::net::lookup_host((host, port)).await;
         let mut last = None;
         for addr in found.with_context(|| format!("--target {url}: no such host"))? {
-            match timeout(Duration::from_secs(5), TcpStream::connect(addr)).await {
-                Ok(Ok(_)) => {
-                    let authority = uri.authority().map_or_else(String::new, ToString::to_string);
-                    return Ok(Self { addr, authority });
-                }
-                Ok(Err(error)) => last = Some(error.to_string()),
-                Err(_) => last = Some("no answer in 5 s".into()),
+            let target = Self { addr, tls: tls.clone(), authority: authority.clone() };
+            match target.connect().await {
+                Ok(_) => return Ok(target),
+                Err(error) => last = Some(format!("{error:#}")),
             }
         }
         bail!("--target {url}: can't connect: {}", last.unwrap_or_else(|| "no address".into()))
+    }
+
+    /// A new connection.
+    pub async fn connect(&self) -> Result<Box<dyn Stream>> {
+        let connect = async {
+            let stream = TcpStream::connect(self.addr).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, std::io::Error>(match &self.tls {
+                Some(tls) => tls.wrap(stream).await?,
+                None => Box::new(stream) as Box<dyn Stream>,
+            })
+        };
+        let connected = timeout(CONNECT_TIMEOUT, connect).await;
+        Ok(connected.with_context(|| format!("no answer in {} s", CONNECT_TIMEOUT.as_secs()))??)
     }
 }
 
@@ -162,8 +182,7 @@ impl Http {
                 return Ok(sender);
             }
         }
-        let stream = TcpStream::connect(self.target.addr).await?;
-        stream.set_nodelay(true)?;
+        let stream = self.target.connect().await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // It ends with the connection; its errors reach the caller through the sender.
         tokio::spawn(connection);

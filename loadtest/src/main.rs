@@ -14,6 +14,7 @@ mod progress;
 mod report;
 mod run;
 mod setup;
+mod tls;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -175,8 +175,8 @@ impl Report {
         )?;
         writeln!(
             out,
-            "reconnects {}  closes {:?}  errors {}  corrupt {}",
-            counts.reconnects, counts.closes, counts.errors, counts.corrupt
+            "reconnects {} (of one client {} at most)  in vain {}  closes {:?}  errors {}  corrupt {}",
+            counts.reconnects, counts.reconnects_max, counts.in_vain, counts.closes, counts.errors, counts.corrupt
         )?;
         writeln!(out, "{:20}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}", "ms", "count", "p50", "p90", "p99", "p99.9", "max")?;
         let rows = [

@@ -62,9 +62,12 @@ const AUDITORS: usize = 2;
 /// What to run.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The server, as http://host:port
+    /// The server, as http://host:port or https://host:port
     #[arg(long)]
     pub target: String,
+    /// Certificate authorities to trust in place of the system's (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// What kind of load
     #[arg(long, value_enum, default_value = "rooms")]
     pub scenario: Scenario,
@@ -137,7 +140,7 @@ pub async fn run(options: Options) -> Result<Report> {
         (Some(name), Some(path)) => Some(Arc::new(Issuer::read(name.clone(), path)?)),
         _ => None,
     };
-    let target = Target::find(&options.target).await?;
+    let target = Target::find(&options.target, options.ca.as_deref()).await?;
     let progress = Progress::new();
     let api = Api { http: Http::new(target.clone()) };
     let (user_count, room_count) = (options.users as usize, options.rooms as usize);

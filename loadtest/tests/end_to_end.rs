@@ -5,10 +5,15 @@
 mod server;
 
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use server::{Mutant, Server, crash_again_and_again};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
 
 fn loadtest() -> Command {
     Command::new(env!("CARGO_BIN_EXE_loadtest"))
@@ -114,12 +119,67 @@ async fn users_of_an_own_issuer_need_no_account_and_the_report_is_one_file() {
     assert!(!page.contains("http-equiv") && !page.contains("src=") && !page.contains("NaN"));
 }
 
+/// Speaks TLS in front of a server. Answers where, with the certificate as text.
+async fn speak_tls(to: std::net::SocketAddr) -> (u16, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // Clients that do not trust us go away in the middle.
+                let Ok(mut outside) = acceptor.accept(stream).await else { return };
+                let mut inside = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+            });
+        }
+    });
+    (port, made.cert.pem())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_loaded_over_tls_and_one_that_can_not_be_trusted_is_not() {
+    let (server, listener) = Server::bind(Mutant::Honest).await;
+    let (port, certificate) = speak_tls(server.addr).await;
+    let serving = tokio::spawn(server.serve(listener));
+    let dir = tempfile::tempdir().unwrap();
+    let trusted = dir.path().join("ca.pem");
+    std::fs::write(&trusted, certificate).unwrap();
+    let run = |host: &str, trusted: Option<&std::path::Path>| {
+        let mut command = loadtest();
+        command.args(["run", "--verify", "--target", &format!("https://{host}:{port}")]).args(SMALL);
+        command.args(trusted.map(|_| "--ca").into_iter()).args(trusted);
+        finish(command)
+    };
+    let (code, out, err) = run("localhost", Some(&trusted)).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("every promise held"), "{out}");
+    for (host, trusted, why) in
+        [("localhost", None, "UnknownIssuer"), ("127.0.0.1", Some(&*trusted), "not valid for name")]
+    {
+        let (code, out, err) = run(host, trusted).await;
+        assert_eq!(code, 2, "{out}{err}");
+        assert!(err.contains(why), "{err}");
+    }
+    serving.abort();
+}
+
 #[tokio::test]
 async fn who_cannot_run_says_why_and_exits_2() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let cases: [(Vec<String>, &str); 3] = [
         (vec!["--target".into(), format!("http://{free}")], "can't connect"),
-        (vec!["--target".into(), format!("ftp://{free}")], "only http://"),
+        (vec!["--target".into(), format!("ftp://{free}")], "only http:// and https://"),
         (vec!["--target".into(), format!("http://{free}"), "--rate".into(), "0".into()], "above 0"),
     ];
     for (options, reason) in cases {

@@ -31,9 +31,12 @@ const AWAY_AFTER: Duration = Duration::from_millis(500);
 /// Arguments of `posthaste chat`.
 #[derive(Args, Debug)]
 pub(crate) struct Flags {
-    /// The server, http://host:port.
+    /// The server: https://host, or http://host:port.
     #[arg(long, value_name = "URL")]
     server: String,
+    /// Certificate authorities to trust in place of the system's (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// The room, by its handle. It is created if there is none, and joined.
     #[arg(long, value_name = "@HANDLE")]
     room: String,
@@ -61,7 +64,7 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("posthaste: {error:#}");
-            let usage = matches!(error.downcast_ref(), Some(Error::Address(_)));
+            let usage = matches!(error.downcast_ref(), Some(Error::Address(_) | Error::Untrusted(_)));
             ExitCode::from(if usage { super::EXIT_USAGE } else { 1 })
         }
     }
@@ -85,7 +88,8 @@ async fn chat(flags: &Flags) -> anyhow::Result<()> {
         let password = terminal::ask_secretly(&format!("Password of {name}: "), typed)?;
         Credentials::Password { username: name.clone(), password }
     };
-    let (client, worker) = Client::open(Settings::new(flags.server.as_str(), &dir), credentials)?;
+    let settings = Settings { authorities: flags.ca.clone(), ..Settings::new(flags.server.as_str(), &dir) };
+    let (client, worker) = Client::open(settings, credentials)?;
     let terminal = Terminal::open(&format!("{name}> "))?;
 
     let room = find_room(&client, &handle, &terminal, &dir).await?;

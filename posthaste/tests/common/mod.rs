@@ -39,11 +39,18 @@ impl Server {
 
     /// The same with these settings.
     pub fn start_with(data: &Path, variables: &[(&str, &str)]) -> Self {
-        let mut process = command(data).envs(variables.iter().copied()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut command = command(data);
+        command.envs(variables.iter().copied()).stderr(Stdio::inherit());
+        Self::spawn(command)
+    }
+
+    /// The same of this command.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut process = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        // "…: http://ADDRESS (API at http://ADDRESS/docs), health and metrics at http://ADMIN"
-        let addresses: Vec<&str> = line.trim().split("http://").collect();
+        // "…: http://ADDRESS (API at http://ADDRESS/docs), health and metrics at http://ADMIN", or https.
+        let addresses: Vec<&str> = line.trim().split("://").collect();
         let [_, address, _, admin] = &*addresses else { panic!("no addresses in {line:?}") };
         let address = address.split(' ').next().unwrap().parse().unwrap();
         Self { address, admin: (*admin).to_owned(), process }
