@@ -21,7 +21,7 @@ run: build ## Builds, then serves on http://127.0.0.1:8080 with its data in ./da
 	target/release/posthaste serve --data $(DATA) $(ARGS)
 
 test: ## Runs every test; each suite prints its time, the last line counts them
-	@scripts/need.sh cargo cc curl jq python3
+	@scripts/need.sh cargo cc curl jq openssl python3
 	@scripts/test.sh
 
 check: ## Format, lints, documentation, dependencies (bans, licences, sources, unused ones)
@@ -52,6 +52,7 @@ contract-test: ## Holds a fresh server against its OpenAPI description with made
 	BIN=target/debug scripts/schemathesis.sh
 
 drain-test: build ## Stops the server with SIGTERM STOPS times in DURATION seconds under a verified load
+	@scripts/need.sh curl jq openssl python3
 	BIN=target/release scripts/drain-test.sh
 
 crash-test: build ## Kills the server with -9 KILLS times in DURATION seconds under a verified load

@@ -1,5 +1,6 @@
 # For scripts that need a server of their own: sourced, with BIN naming the directory of the binaries. Everything is on
-# loopback, on ports that are free, with its data in a new directory that goes away with the script.
+# loopback, on ports that are free, with its data in a new directory that goes away with the script. With TLS=1 clients
+# reach it over https and trust its certificate by "${trust[@]}".
 
 work=$(mktemp -d)
 
@@ -8,9 +9,19 @@ free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1
 port=$(free_port)
 admin_port=$(free_port)
 url=http://127.0.0.1:$port
+trust=() tls=()
+
+if [ "${TLS:-0}" = 1 ]; then
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost \
+    -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
+    -keyout "$work/key.pem" -out "$work/cert.pem" 2>"$work/openssl.log" || { cat "$work/openssl.log" && exit 1; } >&2
+  url=https://localhost:$port
+  trust=(--ca "$work/cert.pem")
+  tls=(--tls-cert "$work/cert.pem" --tls-key "$work/key.pem")
+fi
 
 start_server() { # further flags…
-  "$BIN/posthaste" serve --data "$work/data" --listen "127.0.0.1:$port" --admin-listen "127.0.0.1:$admin_port" "$@" \
+  "$BIN/posthaste" serve --data "$work/data" --listen "127.0.0.1:$port" --admin-listen "127.0.0.1:$admin_port" "${tls[@]}" "$@" \
     >>"$work/server.log" 2>&1 &
   server=$!
   for _ in $(seq 200); do
