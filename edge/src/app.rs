@@ -14,11 +14,12 @@ use store::devices::RevocationReason;
 use tokio::sync::Semaphore;
 
 use crate::accounts;
+use crate::auth::issuers::{IssuerError, Issuers};
 use crate::auth::keys::Keys;
 use crate::auth::password::PasswordHasher;
 use crate::auth::refresh::purge_again_and_again;
 use crate::auth::revocation::{self, Revocations};
-use crate::auth::token::{Described, IssuerError, Tokens};
+use crate::auth::token::{Described, Tokens};
 use crate::auth::{AuthError, Identity};
 use crate::config::{Config, ConfigError};
 use crate::hub::Hub;
@@ -85,7 +86,8 @@ impl App {
         metrics: Metrics,
     ) -> Result<Arc<Self>, StartError> {
         config.validate()?;
-        let tokens = Tokens::new(&config.issuer, &config.audience, &config.issuers)?;
+        let issuers = Issuers::new(&config.issuers, deps.jwks.clone(), deps.clock.clone())?;
+        let tokens = Tokens::new(&config.issuer, &config.audience, issuers);
         let ids = Ids::new(deps.clock.clone(), deps.entropy.clone());
         let keys = Keys::open(deps.store.clone(), deps.clock.clone(), ids.secret()).await?;
         keys.tend(config.signing_key_age_max(), config.access_ttl(), config.signing_keys_since, || ids.secret())
@@ -120,7 +122,7 @@ impl App {
     pub async fn run(&self) {
         let purge_every = Duration::from_secs(self.config.purge_interval_s);
         let purge = purge_again_and_again(&*self.deps.store, &*self.deps.clock, self.config.access_ttl(), purge_every);
-        tokio::join!(self.ids.run(), self.watch_revocations(), purge);
+        tokio::join!(self.ids.run(), self.watch_revocations(), self.tokens.run(), purge);
     }
 
     /// Who an access token speaks for. For tokens of other issuers the account exists afterwards.
@@ -139,9 +141,11 @@ impl App {
         }
         let now = self.deps.clock.now();
         let verified = match self.tokens.verify(&self.keys, bearer, now) {
-            // Another edge may have begun a new key since we last looked.
-            Err(AuthError::Invalid("unknown_key")) => {
-                self.keys.reload().await.map_err(|_| AuthError::Unavailable)?;
+            // Another edge, or another issuer, may have begun a new key since we last looked.
+            Err(AuthError::Invalid("unknown_key") | AuthError::Unavailable) => {
+                if !self.tokens.learn_keys(bearer).await {
+                    self.keys.reload().await.map_err(|_| AuthError::Unavailable)?;
+                }
                 self.tokens.verify(&self.keys, bearer, now)?
             }
             judged => judged?,

@@ -1,8 +1,9 @@
-//! Who someone is: access tokens (`token`, signed with `keys`), passwords (`password`), refresh tokens (`refresh`) and
+//! Who someone is: access tokens (`token`, signed with `keys` or by other `issuers`), passwords (`password`), refresh tokens (`refresh`) and
 //! what takes tokens back (`revocation`).
 
 use schemas::{DeviceId, Timestamp, UserId};
 
+pub mod issuers;
 pub mod keys;
 pub mod password;
 pub mod refresh;

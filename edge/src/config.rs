@@ -101,9 +101,15 @@ pub enum ForwardedHeader {
 #[serde(deny_unknown_fields)]
 pub struct TrustedIssuer {
     /// Its `iss`.
+    #[serde(alias = "issuer")]
     pub name: String,
-    /// Its keys: the text of a JWKS (RFC 7517), read from its file by the binary.
-    pub jwks: String,
+    /// Its keys: the text of a JWKS (RFC 7517), read from its file by the binary. Either this or `jwks_url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<String>,
+    /// Where its keys are: an https URL, or an http one on this machine. Anywhere else in the clear, whoever is on the
+    /// way could name keys of their own and be anybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_url: Option<String>,
     /// The `aud` that its tokens for us have.
     #[serde(default = "posthaste")]
     pub audience: String,
@@ -249,6 +255,14 @@ impl Config {
         if self.issuers.iter().any(|issuer| issuer.name == self.issuer) {
             return refuse("issuers", "another issuer can't have our own name");
         }
+        for TrustedIssuer { name, jwks, jwks_url, .. } in &self.issuers {
+            if jwks.is_some() == jwks_url.is_some() {
+                return refuse("issuers", &format!("{name} needs either jwks or jwks_url"));
+            }
+            if let Some(bad) = jwks_url.as_deref().filter(|url| !is_safe_url(url)) {
+                return refuse("issuers", &format!("{bad:?} is no https:// URL, nor an http:// one of this machine"));
+            }
+        }
         Ok(())
     }
 
@@ -288,9 +302,51 @@ fn is_origin(text: &str) -> bool {
     host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', '*', ' ']))
 }
 
+/// Whether nobody on the way can change what this URL answers.
+fn is_safe_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<hyper::Uri>() else { return false };
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let here = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let bare = url.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+    bare && !host.is_empty() && (url.scheme_str() == Some("https") || url.scheme_str() == Some("http") && here)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_come_from_a_text_or_from_a_url_that_nobody_on_the_way_can_change() {
+        let config = |jwks: Option<&str>, url: Option<&str>| Config {
+            issuers: vec![TrustedIssuer {
+                name: "other".into(),
+                jwks: jwks.map(Into::into),
+                jwks_url: url.map(Into::into),
+                audience: posthaste(),
+            }],
+            ..Config::default()
+        };
+        assert!(config(Some("{}"), None).validate().is_ok());
+        for good in
+            ["https://id.example.org/jwks.json", "http://127.0.0.1:8090/j", "http://[::1]/j", "http://localhost/"]
+        {
+            assert_eq!(config(None, Some(good)).validate(), Ok(()));
+        }
+        for bad in [
+            "http://id.example.org/j",
+            "http://10.0.0.1/j",
+            "ftp://x/",
+            "file:///etc/keys",
+            "/etc/keys",
+            "",
+            "https://u:p@x/j",
+            "http://127.0.0.1.example.org/j",
+        ] {
+            assert!(config(None, Some(bad)).validate().is_err(), "{bad}");
+        }
+        assert!(config(None, None).validate().is_err());
+        assert!(config(Some("{}"), Some("https://x/")).validate().is_err());
+    }
 
     #[test]
     fn the_defaults_are_valid_and_a_wildcard_origin_is_not() {

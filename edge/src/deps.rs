@@ -7,6 +7,8 @@ use schemas::{Clock, EdgeId, Entropy};
 use store::Store;
 use stream::Log;
 
+use crate::auth::issuers::JwksPort;
+
 /// What an edge is handed.
 #[derive(Clone)]
 pub struct Deps {
@@ -20,6 +22,8 @@ pub struct Deps {
     pub fanout: Arc<dyn FanoutPort>,
     /// Answers for history.
     pub history: Arc<dyn HistoryPort>,
+    /// Asks other issuers for their keys.
+    pub jwks: Arc<dyn JwksPort>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.

@@ -1,9 +1,14 @@
 //! Time and randomness for this crate's unit tests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use schemas::{Clock, Entropy, Timestamp};
+
+use crate::auth::issuers::{FetchError, Fetched, IssuerError, Issuers, JwksPort};
+use crate::config::TrustedIssuer;
 
 /// Where the manual clock starts: 2025-11-21T09:00:00Z.
 const START_MS: i64 = 1_763_715_600_000;
@@ -43,4 +48,28 @@ impl Entropy for Counting {
             chunk.copy_from_slice(&count[..chunk.len()]);
         }
     }
+}
+
+/// A network with nothing behind it.
+struct NoNetwork;
+
+#[async_trait]
+impl JwksPort for NoNetwork {
+    async fn fetch(&self, _: &str) -> Result<Fetched, FetchError> {
+        Err(FetchError("no network".into()))
+    }
+}
+
+/// Issuers with these names and JWKS, for the audience `posthaste`.
+pub(crate) fn issuers_of(fixed: &[(&str, &str)]) -> Result<Issuers, IssuerError> {
+    let trusted: Vec<TrustedIssuer> = fixed
+        .iter()
+        .map(|(name, jwks)| TrustedIssuer {
+            name: (*name).into(),
+            jwks: Some((*jwks).into()),
+            jwks_url: None,
+            audience: "posthaste".into(),
+        })
+        .collect();
+    Issuers::new(&trusted, Arc::new(NoNetwork), Arc::new(ManualClock::default()))
 }

@@ -651,7 +651,8 @@ async fn another_issuers_people_get_an_account_at_their_first_call() {
     jwk["kid"] = json!("k1");
     let issuer = edge::config::TrustedIssuer {
         name: "load".into(),
-        jwks: json!({"keys": [jwk]}).to_string(),
+        jwks: Some(json!({"keys": [jwk]}).to_string()),
+        jwks_url: None,
         audience: "posthaste".into(),
     };
     let w = World::with(Config { issuers: vec![issuer], ..Config::default() }).await;

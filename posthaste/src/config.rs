@@ -55,25 +55,26 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub insecure_http: bool,
-    /// Trusts another issuer's keys. May be repeated.
-    #[arg(long, value_name = "NAME=JWKS_FILE", value_parser = issuer)]
+    /// Trusts another issuer's keys: those in a file (a JWKS), or behind an https:// URL, where they may change. May be
+    /// repeated.
+    #[arg(long, value_name = "NAME=JWKS", value_parser = issuer)]
     #[serde(rename = "issuers", serialize_with = "as_map", skip_serializing_if = "Vec::is_empty")]
-    pub issuer: Vec<(String, PathBuf)>,
+    pub issuer: Vec<(String, String)>,
     /// Turns off all rate limits: for load tests.
     #[arg(long)]
     #[serde(rename = "rate_limits", serialize_with = "as_false", skip_serializing_if = "std::ops::Not::not")]
     pub no_rate_limits: bool,
 }
 
-fn issuer(text: &str) -> Result<(String, PathBuf), String> {
+fn issuer(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
-        _ => Err("expected NAME=JWKS_FILE".to_owned()),
+        Some((name, jwks)) if !name.is_empty() && !jwks.is_empty() => Ok((name.to_owned(), jwks.to_owned())),
+        _ => Err("expected NAME=JWKS_FILE or NAME=URL".to_owned()),
     }
 }
 
-fn as_map<S: serde::Serializer>(pairs: &[(String, PathBuf)], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(pairs.iter().map(|(name, file)| (name, file)))
+fn as_map<S: serde::Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, jwks)| (name, jwks)))
 }
 
 fn as_false<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::Error> {
@@ -109,8 +110,8 @@ pub struct Settings {
     pub log: String,
     /// How it is logged.
     pub log_format: LogFormat,
-    /// Other issuers whose tokens are taken: name to JWKS file.
-    pub issuers: BTreeMap<String, PathBuf>,
+    /// Other issuers whose tokens are taken: name to JWKS file or URL. `edge.issuers` takes the audience as well.
+    pub issuers: BTreeMap<String, String>,
     /// How much of the log is kept.
     pub retention: retention::Config,
     /// The store's own.
@@ -220,10 +221,15 @@ impl Settings {
         if self.tls().is_some() {
             edge.public_scheme = Scheme::Https;
         }
-        for (name, file) in &self.issuers {
-            let jwks = std::fs::read_to_string(file)
-                .map_err(|error| Error(format!("issuer {name}: can't read {}: {error}", file.display())))?;
-            edge.issuers.push(TrustedIssuer { name: name.clone(), jwks, audience: AUDIENCE.to_owned() });
+        for (name, from) in &self.issuers {
+            let (jwks, jwks_url) = if from.contains("://") {
+                (None, Some(from.clone()))
+            } else {
+                let jwks = std::fs::read_to_string(from)
+                    .map_err(|error| Error(format!("issuer {name}: can't read {from}: {error}")))?;
+                (Some(jwks), None)
+            };
+            edge.issuers.push(TrustedIssuer { name: name.clone(), jwks, jwks_url, audience: AUDIENCE.to_owned() });
         }
         edge.validate().map_err(|error| Error(format!("edge: {error}")))?;
         Ok(edge)

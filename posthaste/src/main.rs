@@ -3,6 +3,7 @@
 mod admin;
 mod chat;
 mod config;
+mod issuers;
 mod lag;
 mod readers;
 mod retention;

@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Process, Readiness};
 use crate::config::Settings;
+use crate::issuers::HttpJwks;
 use crate::lag::Lag;
 use crate::retention::{self, Retention};
 use crate::shutdown::Signals;
@@ -120,6 +121,7 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
         store,
         fanout: fanout.clone(),
         history: history.clone(),
+        jwks: Arc::new(HttpJwks::new(&edge_config.issuers)?),
         clock,
         entropy,
     };

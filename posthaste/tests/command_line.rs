@@ -67,6 +67,12 @@ fn an_issuer_on_the_command_line_joins_those_of_the_file() {
     let (_dir, path) = file("[issuers]\nacme = 'a.json'\n");
     let settings = printed(&["--config", &path, "--issuer", "other=b.json"], &[]);
     assert_eq!(settings["issuers"].as_table().unwrap().len(), 2);
+    let (_dir, path) = file(
+        "[[edge.issuers]]\nissuer = 'acme'\njwks_url = 'https://acme.example/jwks.json'\naudience = 'acme-chat'\n",
+    );
+    let settings = printed(&["--config", &path, "--issuer", "other=https://id.example/jwks.json"], &[]);
+    assert_eq!(settings["edge"]["issuers"][0]["audience"].as_str(), Some("acme-chat"));
+    assert_eq!(settings["issuers"]["other"].as_str(), Some("https://id.example/jwks.json"));
 }
 
 #[test]
@@ -98,7 +104,8 @@ fn an_address_beyond_loopback_needs_insecure_http() {
 fn what_can_not_be_right_is_refused_before_anything_is_made() {
     refused(&["serve", "--config", "/nowhere/posthaste.toml"], &[], &["/nowhere/posthaste.toml"]);
     refused(&["serve", "--listen", "here"], &[], &["--listen"]);
-    refused(&["serve", "--issuer", "acme"], &[], &["NAME=JWKS_FILE"]);
+    refused(&["serve", "--issuer", "acme"], &[], &["NAME=JWKS_FILE or NAME=URL"]);
+    refused(&["serve", "--issuer", "acme=http://acme.example/jwks.json"], &[], &["no https:// URL"]);
     refused(&["serve"], &[("POSTHASTE_PARTITIONS", "0")], &["partitions = 0"]);
     refused(&["serve"], &[("POSTHASTE_PARTITIONS", "many")], &["PARTITIONS", "many"]);
     refused(&["serve"], &[("POSTHASTE_LOG", "info,=")], &["log = "]);

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use async_trait::async_trait;
+use edge::auth::issuers::{FetchError, Fetched, JwksPort};
 use edge::auth::password::Argon2Pool;
 use edge::config::PasswordConfig;
 use edge::hub::Hub;
@@ -258,6 +260,7 @@ impl Cluster {
             store: store.clone(),
             fanout: (self.between.fanout)(fanout.clone()),
             history: (self.between.history)(history.clone()),
+            jwks: Arc::new(NoNetwork),
             clock: clock.clone(),
             entropy: entropy.clone(),
         };
@@ -304,6 +307,16 @@ impl Cluster {
         }
         self.running = Some(Running { stop, parts, roles, edge, hub });
         Ok(())
+    }
+}
+
+/// Clusters know no issuer behind a URL.
+struct NoNetwork;
+
+#[async_trait]
+impl JwksPort for NoNetwork {
+    async fn fetch(&self, _: &str) -> Result<Fetched, FetchError> {
+        Err(FetchError("no network".into()))
     }
 }
 

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
     use crate::auth::token::Tokens;
     use crate::auth::{AuthError, Identity};
-    use crate::testing::ManualClock;
+    use crate::testing::{ManualClock, issuers_of};
 
     const AGE: Duration = Duration::from_secs(3_600);
     const TTL: Duration = Duration::from_secs(900);
@@ -261,7 +261,7 @@ mod tests {
     impl Edge {
         async fn new(store: &Arc<MemoryStore>, clock: &Arc<ManualClock>, seeds: u64) -> Self {
             let keys = Keys::open(store.clone(), clock.clone(), seed(seeds)).await.expect("a store");
-            Self { keys, seeds, tokens: Tokens::new("posthaste", "posthaste", &[]).expect("no issuers") }
+            Self { keys, seeds, tokens: Tokens::new("posthaste", "posthaste", issuers_of(&[]).expect("no issuers")) }
         }
 
         /// What an edge does every few seconds.

@@ -1,21 +1,19 @@
 //! Access tokens: EdDSA JWTs of our own, and those of issuers that the settings trust. The algorithm never comes from
 //! the token: our keys have one, and so has each key of another issuer (RFC 8725 section 3.1).
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm};
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use schemas::{DeviceId, Timestamp, UserId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::issuers::Issuers;
 use super::keys::Keys;
 use super::{AuthError, Identity};
-use crate::config::TrustedIssuer;
 
 /// Longest token that is looked at, bytes: other issuers put much into theirs, but headers end at some 16 KiB.
 const TOKEN_MAX_BYTES: usize = 8 * 1024;
@@ -78,66 +76,34 @@ pub struct Verified {
     pub described: Option<Described>,
 }
 
-/// An issuer whose keys can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum IssuerError {
-    /// Not a JWKS.
-    #[error("the keys of issuer {issuer} are no JWKS")]
-    NotAJwks {
-        /// Whose.
-        issuer: String,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// Not one key that signs tokens: Ed25519, P-256 or RSA.
-    #[error("issuer {0} has no usable key")]
-    NoKey(String),
-}
-
-struct IssuerKey {
-    id: Option<String>,
-    algorithm: Algorithm,
-    key: DecodingKey,
-}
-
-struct Issuer {
-    audience: String,
-    keys: Vec<IssuerKey>,
-}
-
-impl Issuer {
-    /// The key of this id; where the token names none, the only one.
-    fn key(&self, id: Option<&str>) -> Option<&IssuerKey> {
-        match (id, &*self.keys) {
-            (None, [only]) => Some(only),
-            (None, _) => None,
-            (Some(id), keys) => keys.iter().find(|key| key.id.as_deref() == Some(id)),
-        }
-    }
-}
-
 /// Signs and judges tokens.
 pub struct Tokens {
     issuer: String,
     audience: String,
-    trusted: HashMap<String, Issuer>,
+    issuers: Issuers,
 }
 
 impl Tokens {
     /// For our own tokens and those of these issuers.
-    pub fn new(issuer: &str, audience: &str, trusted: &[TrustedIssuer]) -> Result<Self, IssuerError> {
-        let mut issuers = HashMap::new();
-        for TrustedIssuer { name, jwks, audience } in trusted {
-            let set: JwkSet =
-                serde_json::from_str(jwks).map_err(|source| IssuerError::NotAJwks { issuer: name.clone(), source })?;
-            let keys: Vec<IssuerKey> = set.keys.iter().filter_map(usable).collect();
-            if keys.is_empty() {
-                return Err(IssuerError::NoKey(name.clone()));
+    pub fn new(issuer: &str, audience: &str, issuers: Issuers) -> Self {
+        Self { issuer: issuer.to_owned(), audience: audience.to_owned(), issuers }
+    }
+
+    /// Keeps the keys of other issuers fresh. Never ends.
+    pub async fn run(&self) {
+        self.issuers.run().await;
+    }
+
+    /// Returns once the keys of the issuer that a token claims are as fresh as they can be now; false where that is no
+    /// other issuer of ours.
+    pub async fn learn_keys(&self, token: &str) -> bool {
+        match claimed_issuer(token).filter(|issuer| *issuer != self.issuer && self.issuers.has(issuer)) {
+            Some(issuer) => {
+                self.issuers.ask(&issuer).await;
+                true
             }
-            issuers.insert(name.clone(), Issuer { audience: audience.clone(), keys });
+            None => false,
         }
-        Ok(Self { issuer: issuer.to_owned(), audience: audience.to_owned(), trusted: issuers })
     }
 
     /// Signs a token that holds for `ttl`; `None` where every key is retired.
@@ -191,9 +157,10 @@ impl Tokens {
             };
             (identity, None)
         } else {
-            let trusted = self.trusted.get(&issuer).ok_or(AuthError::Invalid("unknown_issuer"))?;
-            let key = trusted.key(header.kid.as_deref()).ok_or(AuthError::Invalid("unknown_key"))?;
-            let claims: ExternalClaims = decode(token, &key.key, key.algorithm, &issuer, &trusted.audience)?;
+            let claims: ExternalClaims =
+                self.issuers.with_key(&issuer, header.kid.as_deref(), |key, audience| {
+                    decode(token, &key.key, key.algorithm, &issuer, audience)
+                })??;
             if claims.sub.is_empty() || seconds(claims.nbf) > now.after(SKEW) {
                 return Err(AuthError::Invalid("malformed"));
             }
@@ -216,27 +183,6 @@ impl Tokens {
         }
         Ok(Verified { identity, described })
     }
-}
-
-/// A key with the one algorithm that it is for; `None` for kinds that are not for signatures or not known.
-fn usable(jwk: &Jwk) -> Option<IssuerKey> {
-    let algorithm = match (&jwk.algorithm, jwk.common.key_algorithm) {
-        (AlgorithmParameters::OctetKeyPair(pair), None | Some(KeyAlgorithm::EdDSA))
-            if pair.curve == EllipticCurve::Ed25519 =>
-        {
-            Algorithm::EdDSA
-        }
-        (AlgorithmParameters::EllipticCurve(curve), None | Some(KeyAlgorithm::ES256))
-            if curve.curve == EllipticCurve::P256 =>
-        {
-            Algorithm::ES256
-        }
-        (AlgorithmParameters::RSA(_), None | Some(KeyAlgorithm::RS256)) => Algorithm::RS256,
-        // A shared secret is never among them: who verifies could sign.
-        _ => return None,
-    };
-    let key = DecodingKey::from_jwk(jwk).ok()?;
-    Some(IssuerKey { id: jwk.common.key_id.clone(), algorithm, key })
 }
 
 fn decode<T: DeserializeOwned>(
@@ -288,7 +234,8 @@ mod tests {
     use store::memory::MemoryStore;
 
     use super::*;
-    use crate::testing::ManualClock;
+    use crate::auth::issuers::IssuerError;
+    use crate::testing::{ManualClock, issuers_of};
 
     const TTL: Duration = Duration::from_secs(900);
 
@@ -307,8 +254,8 @@ mod tests {
         let mut public = other.jwks().keys.remove(0);
         public.kid = "k1".into();
         let jwks = json!({ "keys": [public, { "kty": "oct", "kid": "secret", "k": "c2VjcmV0" }] }).to_string();
-        let trusted = TrustedIssuer { name: "load".into(), jwks, audience: "posthaste".into() };
-        let tokens = Tokens::new("posthaste", "posthaste", &[trusted]).expect("a usable key");
+        let issuers = issuers_of(&[("load", &jwks)]).expect("a usable key");
+        let tokens = Tokens::new("posthaste", "posthaste", issuers);
         let foreign = other.with_signing(TTL, |key| key.signing.clone()).expect("a key");
         Fixture { clock, keys, tokens, foreign }
     }
@@ -505,8 +452,7 @@ mod tests {
 
     #[test]
     fn an_issuer_without_a_signing_key_is_refused_at_the_start() {
-        let trusted = |jwks: &str| TrustedIssuer { name: "x".into(), jwks: jwks.into(), audience: "a".into() };
-        let open = |jwks: &str| Tokens::new("posthaste", "posthaste", &[trusted(jwks)]);
+        let open = |jwks: &str| issuers_of(&[("x", jwks)]);
         assert!(matches!(open("no json"), Err(IssuerError::NotAJwks { .. })));
         assert!(matches!(open(r#"{"keys": []}"#), Err(IssuerError::NoKey(_))));
         assert!(matches!(open(r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#), Err(IssuerError::NoKey(_))));

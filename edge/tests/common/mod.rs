@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
+use edge::auth::issuers::{FetchError, Fetched, JwksPort};
 use edge::auth::password::{PasswordHasher, Verdict};
 use edge::hub::Hub;
 use edge::metrics::HubMetrics;
@@ -29,18 +30,29 @@ use tower::ServiceExt as _;
 
 pub const PARTITIONS: u32 = 4;
 
-/// Tokio's time, which tests pause.
-pub struct TestClock(tokio::time::Instant);
+/// Tokio's time, which tests pause; the wall clock can be put forward.
+pub struct TestClock {
+    start: tokio::time::Instant,
+    ahead_ms: AtomicU64,
+}
+
+impl TestClock {
+    /// The wall clock shows so much more from now on.
+    pub fn put_forward(&self, by: Duration) {
+        self.ahead_ms.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
+    }
+}
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        Timestamp(1_763_715_600_000).after(self.0.elapsed())
+        let ahead = Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed));
+        Timestamp(1_763_715_600_000).after(self.elapsed() + ahead)
     }
     fn micros(&self) -> i64 {
         self.now().0 * 1_000
     }
     fn elapsed(&self) -> Duration {
-        self.0.elapsed()
+        self.start.elapsed()
     }
 }
 
@@ -78,6 +90,16 @@ impl HistoryPort for Counted {
     }
     async fn settle(&self, lane: Lane, partition: Partition, min_offset: Offset) -> Result<(), Unavailable> {
         self.called("settle").settle(lane, partition, min_offset).await
+    }
+}
+
+/// A network with nothing behind it.
+struct NoNetwork;
+
+#[async_trait]
+impl JwksPort for NoNetwork {
+    async fn fetch(&self, _: &str) -> Result<Fetched, FetchError> {
+        Err(FetchError("no network".into()))
     }
 }
 
@@ -177,7 +199,7 @@ impl World {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
         log.create(PARTITIONS).await.unwrap();
         let store = Arc::new(MemoryStore::new());
-        let clock = Arc::new(TestClock(tokio::time::Instant::now()));
+        let clock = Arc::new(TestClock { start: tokio::time::Instant::now(), ahead_ms: AtomicU64::new(0) });
         let entropy = Arc::new(TestEntropy::default());
         let registry = Registry::new();
         let (shutdown, stop) = watch::channel(false);
@@ -198,8 +220,16 @@ impl World {
         tokio::spawn(worker.run(stop.clone()));
 
         let edge = EdgeId(uuid::Uuid::from_u128(77));
-        let deps =
-            Deps { edge, log, store: shared, fanout, history: history.clone(), clock: time, entropy: entropy.clone() };
+        let deps = Deps {
+            edge,
+            log,
+            store: shared,
+            fanout,
+            history: history.clone(),
+            jwks: Arc::new(NoNetwork),
+            clock: time,
+            entropy: entropy.clone(),
+        };
         let hub = Hub::new(deps.clone(), HubMetrics::new(&registry).unwrap());
         tokio::time::timeout(Duration::from_secs(10), hub.attach()).await.unwrap().unwrap();
         tokio::spawn(hub.clone().run(stop));

@@ -82,7 +82,7 @@ async fn main() -> Result<()> {
 fn issuer(text: &str) -> Result<TrustedIssuer> {
     let (name, file) = text.split_once('=').context("expected NAME=JWKS_FILE")?;
     let jwks = std::fs::read_to_string(PathBuf::from(file)).with_context(|| format!("can't read {file}"))?;
-    Ok(TrustedIssuer { name: name.to_owned(), jwks, audience: "posthaste".to_owned() })
+    Ok(TrustedIssuer { name: name.to_owned(), jwks: Some(jwks), jwks_url: None, audience: "posthaste".to_owned() })
 }
 
 /// Whether this is the one.
