@@ -1,30 +1,32 @@
 //! How long the embedded log is kept: what every reader has finished with and what is old goes, a little at a time, for
-//! otherwise `log.db` would grow for ever. (Kafka has a retention of its own.) Decides from positions alone; what it
-//! keeps is a window behind the readers, never what one of them may still ask for.
+//! otherwise `log.db` would grow for ever. (Kafka has a retention of its own.) What it keeps is a window behind the
+//! readers, never what one of them may still ask for. How old something is its record says, so that a restart changes
+//! nothing; a clock that is set forward shortens the window, and loses nothing that is needed.
 //!
 //! The file does not shrink, and need not: SQLite puts the pages of deleted rows on its free list and writes the next
 //! records there, so that the file ends at the size of what is kept (a test below). `auto_vacuum` would only move pages
 //! about, on the one thread that sends wait for.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntGaugeVec, Opts, Registry};
 use schemas::dead_letter::DeadLetter;
-use schemas::{Clock, Offset, Partition, Record, Topic};
+use schemas::outcome::Outcome;
+use schemas::receipt::Receipt;
+use schemas::user_event::UserEvent;
+use schemas::{Clock, Event, Offset, Partition, Record, Timestamp, Topic};
 use serde::{Deserialize, Serialize};
 use store::Store;
-use stream::Log;
+use stream::{Log, Placed};
 
 use crate::readers;
 
 /// Records that one call trims at most: deleting them shares the writer with the sends of that moment.
 const STEP_RECORDS: u64 = 10_000;
-/// How finely the window is measured, in parts of it.
-const SAMPLES: u32 = 256;
-/// How much of the dead letters is read at a time.
-const DEAD_LETTERS_BYTES: usize = 256 * 1024;
+/// How much is read to learn how old a place is: one record, as a rule, tells.
+const PROBE_BYTES: usize = 4 * 1024;
 
 /// What is kept of the embedded log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,10 +37,9 @@ pub struct Config {
     pub interval_ms: u64,
     /// How long records are kept that nobody reads any more, seconds: an edge that was cut off learns from them which
     /// rooms it has missed, and a copy of `store.db` that was made before one of `log.db` fits it as long as the
-    /// copying took less. Measured from the start of the process on.
+    /// copying took less.
     pub keep_s: u64,
-    /// How many of these are kept of one partition of a topic at most, however young: bounds the disk under load, and
-    /// when the process never lives for `keep_s`. A record takes about 400 bytes, so some 5 GB with four partitions.
+    /// How many of these are kept of one partition of a topic at most, however young: bounds the disk under load. A record takes about 400 bytes, so some 5 GB with four partitions.
     pub keep_max_records: u64,
     /// How long dead letters are kept, seconds. Nobody consumes them, people look at them; they hold what was said,
     /// so not for ever: a week, in which somebody should have seen them.
@@ -71,10 +72,6 @@ impl Config {
             Some((name, _)) => Err(format!("{name} must be at least 1")),
             None => Ok(()),
         }
-    }
-
-    fn keep(&self) -> Duration {
-        Duration::from_secs(self.keep_s)
     }
 }
 
@@ -118,24 +115,17 @@ fn trim_to(standing: Standing, keep_max_records: u64) -> Option<Offset> {
     (before > start.0).then(|| Offset(before.min(start.0 + STEP_RECORDS)))
 }
 
-/// Where a partition ended at which moments: what was before that end then is at least so old now.
-#[derive(Default)]
-struct Ages(VecDeque<(Duration, Offset)>);
-
-impl Ages {
-    /// Notes the end at a moment, if the last note is not too young, and forgets what a newer note says better.
-    fn note(&mut self, now: Duration, end: Offset, keep: Duration) {
-        if self.0.back().is_none_or(|(at, _)| now.saturating_sub(*at) >= keep / SAMPLES) {
-            self.0.push_back((now, end));
+/// When what is in a record happened; `None` where it can't be read.
+fn time_of(topic: Topic, value: &[u8]) -> Option<Timestamp> {
+    match topic {
+        Topic::Events if Outcome::is(value) => {
+            Outcome::decode(value).map(|outcome| Timestamp(outcome.received_us / 1_000)).ok()
         }
-        while self.0.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= keep) {
-            self.0.pop_front();
-        }
-    }
-
-    /// The position before which everything is as old as `keep`.
-    fn aged(&self, now: Duration, keep: Duration) -> Offset {
-        self.0.front().filter(|(at, _)| now.saturating_sub(*at) >= keep).map_or(Offset::default(), |(_, end)| *end)
+        Topic::Events => Event::decode(value).map(|event| event.at).ok(),
+        Topic::UserEvents => UserEvent::decode(value).map(|event| event.at).ok(),
+        Topic::Receipts => Receipt::decode(value).map(|receipt| receipt.at).ok(),
+        Topic::DeadLetters => DeadLetter::decode(value).map(|letter| letter.at).ok(),
+        Topic::Commands | Topic::Signals => None,
     }
 }
 
@@ -146,7 +136,6 @@ pub struct Retention {
     clock: Arc<dyn Clock>,
     config: Config,
     metrics: Metrics,
-    ages: BTreeMap<(Topic, Partition), Ages>,
 }
 
 impl Retention {
@@ -158,11 +147,11 @@ impl Retention {
         config: Config,
         metrics: Metrics,
     ) -> Self {
-        Self { log, store, clock, config, metrics, ages: BTreeMap::new() }
+        Self { log, store, clock, config, metrics }
     }
 
     /// Looks and trims again and again. Never ends: what fails is tried at the next look, and until then more is kept.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
         loop {
             self.look().await;
             tokio::time::sleep(Duration::from_millis(self.config.interval_ms)).await;
@@ -170,7 +159,7 @@ impl Retention {
     }
 
     /// Trims every partition as far as it may go now.
-    async fn look(&mut self) {
+    async fn look(&self) {
         for topic in Topic::ALL.into_iter().filter(|topic| topic.is_durable()) {
             let mut kept = 0;
             for partition in (0..self.log.partitions()).map(Partition) {
@@ -185,18 +174,16 @@ impl Retention {
     }
 
     /// Trims one partition; the number of records that are left.
-    async fn trim(&mut self, topic: Topic, partition: Partition) -> Result<u64, Error> {
+    async fn trim(&self, topic: Topic, partition: Partition) -> Result<u64, Error> {
         let end = self.log.end(topic, partition).await?;
         let mut start = self.log.start(topic, partition).await?;
-        let (needed, keep_max_records) = match topic {
-            Topic::DeadLetters => (end, self.config.dead_letters_max_records),
-            _ => (self.needed(topic, partition, start).await?, self.config.keep_max_records),
+        let (needed, keep_s, keep_max_records) = match topic {
+            Topic::DeadLetters => (end, self.config.dead_letters_keep_s, self.config.dead_letters_max_records),
+            _ => (self.needed(topic, partition, start).await?, self.config.keep_s, self.config.keep_max_records),
         };
         loop {
-            let aged = match topic {
-                Topic::DeadLetters => self.old_dead_letters(partition, start).await?,
-                _ => self.old(topic, partition, end),
-            };
+            let before = Offset(needed.min(end).0.min(start.0 + STEP_RECORDS));
+            let aged = self.aged(topic, partition, start..before, Duration::from_secs(keep_s)).await?;
             let Some(before) = trim_to(Standing { start, end, needed, aged }, keep_max_records) else {
                 return Ok(end.0 - start.0);
             };
@@ -218,22 +205,31 @@ impl Retention {
         Ok(needed)
     }
 
-    /// The position before which everything is older than the window.
-    fn old(&mut self, topic: Topic, partition: Partition, end: Offset) -> Offset {
-        let (now, keep) = (self.clock.elapsed(), self.config.keep());
-        let ages = self.ages.entry((topic, partition)).or_default();
-        ages.note(now, end, keep);
-        ages.aged(now, keep)
-    }
-
-    /// The same of the next dead letters, which say themselves when they were set aside.
-    async fn old_dead_letters(&self, partition: Partition, start: Offset) -> Result<Offset, Error> {
-        let fetched = self.log.read(Topic::DeadLetters, partition, start, DEAD_LETTERS_BYTES).await?;
+    /// The position within these before which everything is as old as `keep`: times rise with offsets, but for what
+    /// clocks differ.
+    async fn aged(
+        &self,
+        topic: Topic,
+        partition: Partition,
+        within: Range<Offset>,
+        keep: Duration,
+    ) -> Result<Offset, Error> {
         let now = self.clock.now();
-        let keep = Duration::from_secs(self.config.dead_letters_keep_s);
-        let is_old = |letter: DeadLetter| now.since(letter.at) >= keep;
-        let young = fetched.records.iter().find(|placed| !DeadLetter::decode(&placed.record.value).is_ok_and(is_old));
-        Ok(young.map_or(fetched.next, |placed| placed.offset))
+        let Range { start: mut old, end: mut young } = within;
+        // Nothing has become old since the last look, as a rule, and the first record says so.
+        let mut middle = old;
+        while old < young {
+            let fetched = self.log.read(topic, partition, middle, PROBE_BYTES).await?;
+            let time = |placed: &Placed| Some((placed.offset, time_of(topic, &placed.record.value)?));
+            match fetched.records.iter().find_map(time) {
+                Some((_, at)) if now.since(at) < keep => young = middle,
+                Some((offset, _)) => old = Offset(offset.0 + 1),
+                // What nobody can read is nobody's loss.
+                None => old = fetched.next.max(Offset(middle.0 + 1)),
+            }
+            middle = Offset(old.0 + young.0.saturating_sub(old.0) / 2);
+        }
+        Ok(old.min(young))
     }
 }
 

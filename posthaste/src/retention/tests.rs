@@ -2,10 +2,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::Registry;
+use schemas::event::EventKind;
+use schemas::message::RoomPatch;
+use schemas::user_event::RoomEntry;
+use schemas::{CommandId, EdgeId, EventId, ReplyTo, RoomId, Seq, SessionId, UserId};
 use store::archive::{Archive, Batch};
 use store::memory::MemoryStore;
 use stream::embedded::EmbeddedLog;
 use stream::{Consumer, Polled};
+use uuid::Uuid;
 
 use super::*;
 
@@ -34,6 +39,33 @@ impl Clock for HandClock {
     }
 }
 
+/// What a record of a topic says that happened at a time.
+fn value(topic: Topic, at: Timestamp) -> bytes::Bytes {
+    let (room, user) = (RoomId(Uuid::nil()), UserId(Uuid::nil()));
+    match topic {
+        Topic::UserEvents => UserEvent { user, room, seq: Seq(1), at, entry: RoomEntry::Joined }.encode(),
+        Topic::Receipts => {
+            let session = SessionId(Uuid::nil());
+            Receipt { room, user, session, delivered_seq: Seq(1), read_seq: Seq(0), at }.encode()
+        }
+        _ => Event {
+            room,
+            seq: Seq(1),
+            id: EventId(Uuid::nil()),
+            at,
+            by: user,
+            command: CommandId(Uuid::nil()),
+            reply_to: None,
+            received_us: 0,
+            decided_us: 0,
+            salt: [0; 16],
+            hash: [0; 32],
+            kind: EventKind::Changed(RoomPatch { description: Some("x".repeat(900)), ..RoomPatch::default() }),
+        }
+        .encode(),
+    }
+}
+
 /// A log of one partition on disk, its readers, and the duty.
 struct World {
     log: Arc<EmbeddedLog>,
@@ -48,7 +80,9 @@ impl World {
         let metrics = stream::embedded::Metrics::new(&Registry::new()).unwrap();
         let log = Arc::new(EmbeddedLog::open(dir, stream::embedded::Config::default(), metrics).unwrap());
         log.create(1).await.unwrap();
-        let (store, clock) = (Arc::new(MemoryStore::new()), Arc::new(HandClock::default()));
+        let store = Arc::new(MemoryStore::new());
+        // Beyond the longest window: whatever has no time of its own would be old.
+        let clock = Arc::new(HandClock(AtomicU64::new(100 * 24 * HOUR_S)));
         let mut readers = Vec::new();
         for (group, topics) in readers::GROUPS {
             let mut consumer = log.consumer(group, topics).await.unwrap();
@@ -60,10 +94,14 @@ impl World {
         Self { log, store, clock, readers, retention }
     }
 
-    /// Records of 1 KiB each.
+    /// Records of now; events of 1 KiB each.
     async fn append(&self, topic: Topic, count: usize) {
-        let record = || stream::Record { key: [0; 16], value: vec![7; 1_024].into() };
-        self.log.append(topic, P0, (0..count).map(|_| record()).collect()).await.unwrap();
+        self.append_values(topic, vec![value(topic, self.clock.now()); count]).await;
+    }
+
+    async fn append_values(&self, topic: Topic, values: Vec<bytes::Bytes>) {
+        let records = values.into_iter().map(|value| stream::Record { key: [0; 16], value });
+        self.log.append(topic, P0, records.collect()).await.unwrap();
     }
 
     async fn commit(&mut self, group: &str, topic: Topic, to: u64) {
@@ -106,20 +144,6 @@ fn what_is_needed_stays_and_of_the_rest_what_is_young_and_not_too_much() {
     assert_eq!(trim(7, 90_000, 90_000, 90_000, 1), Some(7 + STEP_RECORDS), "a step at a time");
 }
 
-#[test]
-fn a_window_is_measured_from_few_notes() {
-    let (keep, mut ages) = (Duration::from_secs(HOUR_S), Ages::default());
-    for second in 0..3 * HOUR_S {
-        let now = Duration::from_secs(second);
-        ages.note(now, Offset(10 * second), keep);
-        let aged = ages.aged(now, keep).0;
-        let exact = 10 * second.saturating_sub(HOUR_S);
-        assert!(aged <= exact, "at {second} s {aged} is not that old");
-        assert!(exact <= aged + 10 * 2 * HOUR_S / u64::from(SAMPLES), "at {second} s {aged} is much older");
-        assert!(ages.0.len() <= SAMPLES as usize + 2);
-    }
-}
-
 #[tokio::test]
 async fn a_lagging_reader_is_never_overtaken() {
     let dir = tempfile::tempdir().unwrap();
@@ -159,6 +183,52 @@ async fn what_is_read_stays_for_its_time() {
     assert_eq!(world.start_after_look(Topic::Events).await, 100);
     world.clock.advance(HOUR_S / 2);
     assert_eq!(world.start_after_look(Topic::Events).await, 200);
+}
+
+#[tokio::test]
+async fn a_restart_does_not_begin_the_window_anew_and_age_is_found_exactly() {
+    for topic in [Topic::Events, Topic::UserEvents, Topic::Receipts] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut world = World::new(dir.path(), Config { keep_s: HOUR_S, ..Config::default() }).await;
+        for _ in 0..200 {
+            world.append(topic, 7).await;
+            world.clock.advance(60);
+        }
+        world.finish(topic, 1_400).await;
+        // This duty has never looked before: what it knows is in the records.
+        let exact = 1_400 - 60 * 7 + 7;
+        assert_eq!(world.start_after_look(topic).await, exact, "{topic}");
+        assert_eq!(world.start_after_look(topic).await, exact, "{topic}");
+        world.clock.advance(60);
+        assert_eq!(world.start_after_look(topic).await, exact + 7, "{topic}");
+    }
+}
+
+#[tokio::test]
+async fn outcomes_have_a_time_and_what_can_not_be_read_is_as_old_as_what_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path(), Config { keep_s: HOUR_S, ..Config::default() }).await;
+    let damaged = || bytes::Bytes::from_static(&[7; 100]);
+    let reply_to = ReplyTo { edge: EdgeId(Uuid::nil()), session: SessionId(Uuid::nil()) };
+    let outcome = Outcome {
+        room: RoomId(Uuid::nil()),
+        user: UserId(Uuid::nil()),
+        command: CommandId(Uuid::nil()),
+        reply_to,
+        received_us: world.clock.micros(),
+        done: None,
+        rejected: None,
+    };
+    world.append_values(Topic::Events, vec![outcome.encode(); 10]).await;
+    world.append_values(Topic::Events, vec![damaged(); 10]).await;
+    world.append(Topic::Events, 10).await;
+    world.finish(Topic::Events, 30).await;
+    assert_eq!(world.start_after_look(Topic::Events).await, 0, "all are young");
+    world.clock.advance(HOUR_S);
+    world.append_values(Topic::Events, vec![damaged(); 10]).await;
+    world.append(Topic::Events, 10).await;
+    world.finish(Topic::Events, 50).await;
+    assert_eq!(world.start_after_look(Topic::Events).await, 30);
 }
 
 #[tokio::test]
