@@ -7,10 +7,19 @@ use apache_avro::{Schema, rabin::Rabin};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::limits::BATCH_MAX_BYTES;
+
 /// Marker of the single-object encoding, version 1.
 const MARKER: [u8; 2] = [0xC3, 0x01];
 /// Marker and fingerprint.
 const HEADER_BYTES: usize = 10;
+
+/// Largest text or list of a record that is read, bytes: the library makes room for what a length claims before it looks
+/// what is there. No record that we write is as large: commands come in a request ([`FRAME_MAX_BYTES`]), events of one
+/// creation fit a batch.
+///
+/// [`FRAME_MAX_BYTES`]: crate::limits::FRAME_MAX_BYTES
+const VALUE_MAX_BYTES: usize = BATCH_MAX_BYTES;
 
 /// Why bytes are not the record that they should be.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +42,8 @@ pub enum CodecError {
 pub trait Record: Serialize + DeserializeOwned {
     /// Name of the record, as in its schema.
     const NAME: &'static str;
+    /// Its schema, an Avro schema in JSON.
+    const SCHEMA: &'static str;
     /// The codec of its schema.
     fn codec() -> &'static Codec;
 
@@ -66,6 +77,8 @@ impl Codec {
     /// If the schema does not parse: a fault of the build, found by the first test.
     #[expect(clippy::expect_used, reason = "the schemas are compiled in; a broken one fails the first test")]
     pub fn new(schema: &str) -> Self {
+        // For the whole process, and the first one to say it is heard: every codec says the same.
+        apache_avro::util::max_allocation_bytes(VALUE_MAX_BYTES);
         let schema: &'static Schema =
             Box::leak(Box::new(Schema::parse_str(schema).expect("a checked-in schema parses")));
         let mut header = [0; HEADER_BYTES];
@@ -74,6 +87,11 @@ impl Codec {
         let writer = GenericDatumWriter::builder(schema).human_readable(false).build().expect("a closed schema");
         let reader = GenericDatumReader::builder(schema).human_readable(false).build().expect("a closed schema");
         Self { header, writer, reader }
+    }
+
+    /// What every record of this schema begins with.
+    pub fn header(&self) -> &[u8] {
+        &self.header
     }
 
     #[expect(clippy::expect_used, reason = "a Rust form that does not fit its own schema fails its golden test")]
@@ -104,12 +122,37 @@ macro_rules! record {
     ($type:ty, $name:literal, $file:literal) => {
         impl $crate::codec::Record for $type {
             const NAME: &'static str = $name;
+            const SCHEMA: &'static str = include_str!(concat!("../avro/", $file));
             fn codec() -> &'static $crate::codec::Codec {
                 static CODEC: std::sync::LazyLock<$crate::codec::Codec> =
-                    std::sync::LazyLock::new(|| $crate::codec::Codec::new(include_str!(concat!("../avro/", $file))));
+                    std::sync::LazyLock::new(|| $crate::codec::Codec::new(<$type as $crate::Record>::SCHEMA));
                 &CODEC
             }
         }
     };
 }
 pub(crate) use record;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signal::Signal;
+
+    #[test]
+    fn a_length_that_cannot_be_is_not_made_room_for() {
+        let schema = r#"{"type": "record", "name": "Text", "fields": [{"name": "text", "type": "string"}]}"#;
+        #[derive(Debug, serde::Deserialize)]
+        struct Text {
+            #[expect(dead_code, reason = "only parsed")]
+            text: String,
+        }
+        let codec = Codec::new(schema);
+        // 128 MiB, zigzag, 7 bits a byte.
+        let claim = [codec.header(), &[0x80, 0x80, 0x80, 0x80, 0x01]].concat();
+        let error = codec.decode::<Text>(&claim).unwrap_err();
+        let CodecError::Datum(cause) = error else { panic!("{error:?}") };
+        let text = cause.to_string();
+        assert!(text.contains(&format!("maximum allowed: {VALUE_MAX_BYTES}")), "{text}");
+        assert!(Signal::decode(&claim).is_err());
+    }
+}

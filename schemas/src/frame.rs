@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::event::{Event, EventKind};
 use crate::ids::{CommandId, DeviceId, EventId, RoomId, SessionId, UserId};
+use crate::json::{self, Object};
 use crate::message::{Content, MemberChange, Role, RoomKind, RoomPatch};
 use crate::outcome::RejectCode;
 use crate::seq::Seq;
@@ -28,6 +29,7 @@ pub enum ClientFrame {
         /// UUIDv7, the same at every try.
         client_msg_id: CommandId,
         /// What.
+        #[serde(deserialize_with = "json::object")]
         content: Content,
         /// The message that it answers.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +61,16 @@ pub enum ClientFrame {
         /// The token.
         token: String,
     },
+}
+
+impl ClientFrame {
+    /// The frame that a text is.
+    ///
+    /// # Errors
+    /// It is no JSON object, or none of these.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text).map(|Object(frame)| frame)
+    }
 }
 
 /// The first frame of a socket.
@@ -366,26 +378,56 @@ impl FrameLimits {
 
 /// Close codes (protocol.md): 4000–4499 come back, 4500–4999 stay away.
 pub mod close {
-    /// Drain: reconnect elsewhere.
-    pub const RESTART: u16 = 1012;
-    /// Try later.
-    pub const TRY_LATER: u16 = 1013;
-    /// A frame over the limit.
-    pub const TOO_LARGE: u16 = 1009;
-    /// The access token ended: refresh it first.
-    pub const TOKEN_ENDED: u16 = 4001;
-    /// Over a rate limit.
-    pub const RATE_LIMITED: u16 = 4003;
-    /// No pong.
-    pub const HEARTBEAT_MISSED: u16 = 4004;
-    /// No hello in time.
-    pub const NO_HELLO: u16 = 4008;
-    /// Not JSON, a first frame other than hello, or an unknown version.
-    pub const BAD_FRAME: u16 = 4500;
-    /// The token is invalid or revoked.
-    pub const TOKEN_INVALID: u16 = 4501;
-    /// Banned.
-    pub const BANNED: u16 = 4503;
-    /// Signed out.
-    pub const SIGNED_OUT: u16 = 4504;
+    macro_rules! codes {
+        ($(#[doc = $about:literal] $name:ident = $code:literal;)*) => {
+            $(#[doc = $about] pub const $name: u16 = $code;)*
+
+            /// All of them, and what each says.
+            pub const ALL: &[(u16, &str)] = &[$(($code, $about)),*];
+        };
+    }
+
+    codes! {
+        /// Drain: reconnect elsewhere.
+        RESTART = 1012;
+        /// Try later.
+        TRY_LATER = 1013;
+        /// A frame over the limit.
+        TOO_LARGE = 1009;
+        /// The access token ended: refresh it first.
+        TOKEN_ENDED = 4001;
+        /// Over a rate limit.
+        RATE_LIMITED = 4003;
+        /// No pong.
+        HEARTBEAT_MISSED = 4004;
+        /// No hello in time.
+        NO_HELLO = 4008;
+        /// Not JSON, a first frame other than hello, or an unknown version.
+        BAD_FRAME = 4500;
+        /// The token is invalid or revoked.
+        TOKEN_INVALID = 4501;
+        /// Banned.
+        BANNED = 4503;
+        /// Signed out.
+        SIGNED_OUT = 4504;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_and_its_content_stand_in_braces() {
+        let frame = |content| {
+            let id = "0198f3a0-0000-7000-8000-000000000001";
+            format!(r#"{{"type": "send", "room": "{id}", "client_msg_id": "{id}", "content": {content}}}"#)
+        };
+        assert!(ClientFrame::parse(&frame(r#"{"type": "text/plain", "body": "x"}"#)).is_ok());
+        assert!(ClientFrame::parse(&frame(r#"["text/plain", "x"]"#)).is_err());
+        assert_eq!(ClientFrame::parse(r#"{"type": "pong"}"#).unwrap(), ClientFrame::Pong {});
+        for none in [r#"["pong"]"#, r#"["pong", {}]"#, r#""pong""#, r#"{"type": "pong"} {}"#] {
+            assert!(ClientFrame::parse(none).is_err(), "{none}");
+        }
+    }
 }

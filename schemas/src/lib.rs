@@ -8,6 +8,7 @@ pub mod dead_letter;
 pub mod event;
 pub mod frame;
 pub mod ids;
+pub mod json;
 pub mod limits;
 pub mod link;
 pub mod message;

@@ -135,7 +135,7 @@ where
     loop {
         match link.next().await? {
             Incoming::Text(text) => {
-                return match serde_json::from_str(&text) {
+                return match ClientFrame::parse(&text) {
                     Ok(ClientFrame::Hello(hello)) => Ok(hello),
                     _ => Err(End::Closed(close::BAD_FRAME, None)),
                 };
@@ -427,7 +427,7 @@ fn took<'a>(
 
 /// One client frame.
 fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str) -> Option<Rest<'a>> {
-    let frame = match serde_json::from_str::<ClientFrame>(text) {
+    let frame = match ClientFrame::parse(text) {
         Ok(frame) => frame,
         Err(error) => {
             refuse(context, socket, text, &error);
