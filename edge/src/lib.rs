@@ -3,6 +3,7 @@
 
 mod accounts;
 pub mod app;
+pub mod asyncapi;
 pub mod auth;
 pub mod config;
 pub mod deps;
