@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test idle-memory
+.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test idle-memory fuzz fuzz-merge
 
 # Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
 DATA ?= ./data
@@ -21,11 +21,11 @@ run: build ## Builds, then serves on http://127.0.0.1:8080 with its data in ./da
 	target/release/posthaste serve --data $(DATA) $(ARGS)
 
 test: ## Runs every test; each suite prints its time, the last line counts them
-	@scripts/need.sh cargo cc curl jq openssl python3
+	@scripts/need.sh cargo cc c++ curl jq openssl python3
 	@scripts/test.sh
 
 check: ## Format, lints, documentation, dependencies (bans, licences, sources, unused ones)
-	@scripts/need.sh cargo rustfmt clippy cc cargo-deny cargo-machete
+	@scripts/need.sh cargo rustfmt clippy cc c++ cargo-deny cargo-machete
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
@@ -61,3 +61,13 @@ crash-test: build ## Kills the server with -9 KILLS times in DURATION seconds un
 idle-memory: build ## Measures what an idle socket costs the server's memory, plain and over TLS, at USERS=10000
 	@scripts/need.sh curl openssl
 	BIN=target/release scripts/idle-sockets.sh
+
+# What `make fuzz` feeds, and for how long: make fuzz TARGET=tokens DURATION=10m
+TARGET ?= frames
+DURATION ?= 60s
+
+fuzz: ## Looks for input that breaks a law; TARGET=frames, bodies, tokens, records or logs; DURATION=60s
+	@scripts/fuzz.sh run $(TARGET) $(DURATION)
+
+fuzz-merge: ## Keeps of what `make fuzz` has found the little that leads everywhere, in fuzz/corpus
+	@scripts/fuzz.sh merge

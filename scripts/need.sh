@@ -67,6 +67,7 @@ for tool in "$@"; do
     rustfmt) component fmt rustfmt ;;
     clippy) component clippy clippy ;;
     cc) have cc || apt cc gcc libc6-dev ;; # SQLite is compiled in
+    c++) have c++ || apt c++ g++ ;; # libFuzzer is compiled in where the fuzz targets are
     cargo-deny) cargo_tool cargo-deny $CARGO_DENY ;;
     cargo-machete) cargo_tool cargo-machete $CARGO_MACHETE ;;
     schemathesis) python_tool schemathesis $SCHEMATHESIS ;;

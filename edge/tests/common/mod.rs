@@ -94,7 +94,7 @@ impl HistoryPort for Counted {
 }
 
 /// A network with nothing behind it.
-struct NoNetwork;
+pub struct NoNetwork;
 
 #[async_trait]
 impl JwksPort for NoNetwork {

@@ -1,0 +1,4 @@
+//! See `fuzz::tokens`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::tokens::check(data));
