@@ -61,6 +61,7 @@ print(f"{corpus}: {len(list(corpus.iterdir()))} files, {sum(f.stat().st_size for
 
 case ${1:-} in
   run)
+    [ -f "fuzz/fuzz_targets/${2:-}.rs" ] || { echo "no target ${2:-}; there are ${targets[*]}" >&2 && exit 2; }
     duration=${3:-60s}
     case $duration in
       *h) seconds=$((${duration%h} * 3600)) ;;
