@@ -6,12 +6,13 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 pub struct Server {
     process: Child,
+    stdout: BufReader<ChildStdout>,
     /// Address of the listener for clients.
     pub address: SocketAddr,
     /// Address of the admin listener.
@@ -48,12 +49,13 @@ impl Server {
     pub fn spawn(mut command: Command) -> Self {
         let mut process = command.spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut stdout = BufReader::new(process.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
         // "…: http://ADDRESS (API at http://ADDRESS/docs), health and metrics at http://ADMIN", or https.
         let addresses: Vec<&str> = line.trim().split("://").collect();
         let [_, address, _, admin] = &*addresses else { panic!("no addresses in {line:?}") };
         let address = address.split(' ').next().unwrap().parse().unwrap();
-        Self { address, admin: (*admin).to_owned(), process }
+        Self { address, admin: (*admin).to_owned(), process, stdout }
     }
 
     /// Status and body of a GET from the admin listener.
@@ -79,6 +81,13 @@ impl Server {
 
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).unwrap();
+    }
+
+    /// What it has said on standard output since it was ready. Waits for its end.
+    pub fn rest_of_stdout(&mut self) -> String {
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        rest
     }
 
     pub fn end(mut self) -> ExitStatus {
