@@ -103,7 +103,10 @@ impl Frames {
     /// The next message of what has been read.
     fn take(&mut self) -> Result<Option<Incoming>, Fault> {
         while let Some(head) = Head::parse(&self.read)? {
-            let so_far = self.begun.as_ref().map_or(0, Vec::len);
+            let so_far = match head.kind {
+                Kind::More => self.begun.as_ref().map_or(0, Vec::len),
+                _ => 0, // A control frame in between is no part of the message.
+            };
             // Told by the head alone: no room is made for what will be refused.
             if head.length.saturating_add(so_far) > FRAME_MAX_BYTES {
                 return Err(Fault::TooLarge);
@@ -358,6 +361,11 @@ mod tests {
         assert!(matches!(Frames::new(&absurd).take(), Err(Fault::TooLarge)));
         let in_parts = [frame(0x01, &vec![b'x'; FRAME_MAX_BYTES]), frame(0x80, b"x")].concat();
         assert!(matches!(Frames::new(&in_parts).take(), Err(Fault::TooLarge)));
+        // A ping in between counts for itself alone.
+        let largest = [frame(0x01, &vec![b'x'; FRAME_MAX_BYTES]), frame(0x89, b"alive?"), frame(0x80, b"")].concat();
+        let mut frames = Frames::new(&largest);
+        assert!(matches!(frames.take(), Ok(Some(Incoming::Ping(_)))));
+        assert!(matches!(frames.take(), Ok(Some(Incoming::Text(_)))));
     }
 
     #[test]
