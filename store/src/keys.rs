@@ -34,4 +34,7 @@ pub trait Keys: Send + Sync + 'static {
     async fn add_signing_key(&self, key: SigningKey, newest: Option<String>) -> Result<Vec<SigningKey>, Error>;
     /// Lets tokens of this key be dead from `at` on, unless they are already from an earlier time. Returns all keys.
     async fn retire_signing_key(&self, id: String, at: Timestamp) -> Result<Vec<SigningKey>, Error>;
+    /// Removes keys, seed and all, whose tokens have been dead since before `before`; never the newest one, which says
+    /// what the next one follows. Returns all keys.
+    async fn remove_retired_keys(&self, before: Timestamp) -> Result<Vec<SigningKey>, Error>;
 }

@@ -30,6 +30,10 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// every few seconds, and clocks differ.
 const PUBLISHED_AHEAD: Duration = Duration::from_secs(150);
 
+/// A retired key is kept for so long: refresh tokens that were derived with it may be asked for again within their
+/// grace, and until then people can see what was in force.
+const RETIRED_KEPT: Duration = Duration::from_secs(24 * 3600);
+
 /// For how long at least after a new key was made the one before it must stay.
 pub(crate) fn overlap(ttl: Duration) -> Duration {
     // The last token is signed when the new key begins, by a clock that may be late.
@@ -154,8 +158,8 @@ impl Keys {
     }
 
     /// Does what age asks for: withdraws keys made before `since`, makes a new one where the newest is older than
-    /// `age_max` or none is in force, and says when the ones before it end, whose tokens live for `ttl`. Any number of
-    /// edges may do so at once.
+    /// `age_max` or none is in force, says when the ones before it end, whose tokens live for `ttl`, and removes those
+    /// that ended long ago. Any number of edges may do so at once.
     pub async fn tend(
         &self,
         age_max: Duration,
@@ -188,6 +192,11 @@ impl Keys {
         let keys = self.all();
         for (old, new) in keys.iter().zip(keys.iter().skip(1)).filter(|(old, _)| old.retired_at.is_none()) {
             read = Some(self.store.retire_signing_key(old.id.clone(), new.created_at.after(overlap(ttl))).await?);
+        }
+        let long_retired = |key: &Key| key.retired_at.is_some_and(|at| at.after(RETIRED_KEPT) < now);
+        if keys.iter().rev().skip(1).any(long_retired) {
+            let before = Timestamp(now.0.saturating_sub(i64::try_from(RETIRED_KEPT.as_millis()).unwrap_or(i64::MAX)));
+            read = Some(self.store.remove_retired_keys(before).await?);
         }
         self.adopt(read);
         Ok(())
@@ -332,6 +341,25 @@ mod tests {
         }
         assert!(kids.len() >= 4, "{kids:?}");
         assert_eq!(edges[0].keys.all().len(), kids.len(), "two edges make one new key at a time");
+    }
+
+    #[tokio::test]
+    async fn keys_that_ended_long_ago_are_gone_and_an_edge_that_slept_meanwhile_goes_on() {
+        let (clock, store) = (Arc::new(ManualClock::default()), Arc::new(MemoryStore::new()));
+        let mut edge = Edge::new(&store, &clock, 1).await;
+        let mut asleep = Edge::new(&store, &clock, 1 << 32).await;
+        let mut most = 0;
+        for _ in 0..(50 * AGE.as_secs() / 60) {
+            clock.advance(Duration::from_secs(60));
+            edge.tend(None).await;
+            most = most.max(edge.keys.all().len());
+        }
+        // A day's worth of hourly keys, those in force, and no more.
+        assert!((24..=28).contains(&most), "{most}");
+        let token = edge.sign(clock.now());
+        asleep.tend(None).await;
+        assert!(asleep.verify(&token, clock.now()).is_ok());
+        assert_eq!(asleep.keys.all().len(), edge.keys.all().len());
     }
 
     #[tokio::test]

@@ -240,6 +240,7 @@ passed_on!(Keys {
     fn signing_keys() -> Vec<SigningKey>;
     fn add_signing_key(key: SigningKey, newest: Option<String>) -> Vec<SigningKey>;
     fn retire_signing_key(id: String, at: Timestamp) -> Vec<SigningKey>;
+    fn remove_retired_keys(before: Timestamp) -> Vec<SigningKey>;
 });
 
 passed_on!(Rooms {

@@ -31,4 +31,11 @@ impl Keys for MemoryStore {
         }
         Ok(keys.clone())
     }
+
+    async fn remove_retired_keys(&self, before: Timestamp) -> Result<Vec<SigningKey>, Error> {
+        let keys = &mut self.tables().signing_keys;
+        let newest = keys.last().map(|key| key.id.clone());
+        keys.retain(|key| Some(&key.id) == newest.as_ref() || key.retired_at.is_none_or(|at| at >= before));
+        Ok(keys.clone())
+    }
 }

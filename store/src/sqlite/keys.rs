@@ -43,4 +43,14 @@ impl Keys for SqliteStore {
         };
         self.writer.write(0, retire).await
     }
+
+    async fn remove_retired_keys(&self, before: Timestamp) -> Result<Vec<SigningKey>, Error> {
+        let remove = move |sql: &Connection| {
+            let delete = "DELETE FROM signing_keys WHERE retired_at < ?1
+                AND id <> (SELECT id FROM signing_keys ORDER BY created_at DESC, id DESC LIMIT 1)";
+            change(sql, delete, [before.0])?;
+            keys(sql)
+        };
+        self.writer.write(0, remove).await
+    }
 }

@@ -15,6 +15,7 @@ use super::rows::{all, change};
 use super::*;
 use crate::archive::{Archive, Batch};
 use crate::devices::{Devices, RevocationReason};
+use crate::keys::{Keys as _, SigningKey};
 use crate::rooms::{DirectorySort, Rooms};
 
 const ROOM: RoomId = RoomId(Uuid::from_u128(1));
@@ -302,4 +303,25 @@ fn statements_are_planned_once_whatever_is_bound() {
     }
     assert_eq!(query.get_status(rusqlite::StatementStatus::RePrepare), 0);
     drop(store);
+}
+
+#[tokio::test]
+async fn the_seed_of_a_removed_key_is_in_no_file() {
+    let dir = TempDir::new().unwrap();
+    let seed = *b"a seed that nobody else may read";
+    let is_there = || {
+        let has = |name: &str| fs::read(dir.path().join(name)).is_ok_and(|file| file.windows(32).any(|at| at == seed));
+        has("store.db") || has("store.db-wal")
+    };
+    let key = |n: u8, seed| SigningKey { id: n.to_string(), seed, created_at: Timestamp(n.into()), retired_at: None };
+    let store = open(dir.path());
+    store.add_signing_key(key(1, seed), None).await.unwrap();
+    store.add_signing_key(key(2, [2; 32]), Some("1".into())).await.unwrap();
+    store.retire_signing_key("1".into(), Timestamp(3)).await.unwrap();
+    drop(store);
+    assert!(is_there());
+    let store = open(dir.path());
+    assert_eq!(store.remove_retired_keys(Timestamp(4)).await.unwrap().len(), 1);
+    drop(store);
+    assert!(!is_there());
 }

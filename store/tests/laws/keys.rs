@@ -61,3 +61,26 @@ pub async fn a_key_is_retired_at_the_earliest_time_that_anybody_said(engine: imp
     assert_eq!(store.retire_signing_key(key(2).id, at(1)).await.unwrap().len(), 1, "nobody's");
     assert_eq!(store.signing_keys().await.unwrap()[0].retired_at, Some(at(10)));
 }
+
+pub async fn keys_are_removed_once_they_have_been_retired_for_long_but_for_the_newest(engine: impl Engine) {
+    let store = engine.store();
+    for n in 1..=4 {
+        store.add_signing_key(key(n), (n > 1).then(|| key(n - 1).id)).await.unwrap();
+    }
+    store.retire_signing_key(key(1).id, at(10)).await.unwrap();
+    store.retire_signing_key(key(2).id, at(20)).await.unwrap();
+    store.retire_signing_key(key(4).id, at(10)).await.unwrap();
+    let ids = |keys: Vec<SigningKey>| keys.into_iter().map(|key| key.id).collect::<Vec<_>>();
+    assert_eq!(store.remove_retired_keys(at(10)).await.unwrap().len(), 4, "not yet");
+    let left = [key(2).id, key(3).id, key(4).id];
+    assert_eq!(ids(store.remove_retired_keys(at(11)).await.unwrap()), left);
+    assert_eq!(ids(store.remove_retired_keys(at(11)).await.unwrap()), left, "again");
+    assert_eq!(ids(store.remove_retired_keys(at(100)).await.unwrap()), [key(3).id, key(4).id]);
+    assert_eq!(store.signing_keys().await.unwrap().len(), 2);
+    assert_eq!(
+        store.add_signing_key(key(5), Some(key(4).id)).await.unwrap().len(),
+        3,
+        "the next one follows the newest"
+    );
+    assert_eq!(ids(store.remove_retired_keys(at(100)).await.unwrap()), [key(3).id, key(5).id]);
+}

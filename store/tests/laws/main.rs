@@ -99,6 +99,7 @@ macro_rules! laws {
                 keys::keys_come_oldest_first_and_once_each,
                 keys::of_many_next_keys_one_stays,
                 keys::a_key_is_retired_at_the_earliest_time_that_anybody_said,
+                keys::keys_are_removed_once_they_have_been_retired_for_long_but_for_the_newest,
                 rooms::a_room_row_is_replaced_by_newer_ones_only,
                 rooms::a_standing_is_replaced_by_newer_ones_only,
                 rooms::members_come_in_pages_without_those_who_went,
