@@ -17,6 +17,7 @@ pub mod devices;
 pub mod keys;
 pub mod memory;
 pub mod rooms;
+pub mod shut_outs;
 pub mod sqlite;
 
 /// What can go wrong, as far as a caller acts on it.
@@ -31,8 +32,14 @@ pub enum Error {
 }
 
 /// Everything that a store is.
-pub trait Store: accounts::Accounts + devices::Devices + keys::Keys + rooms::Rooms + archive::Archive {}
-impl<T: accounts::Accounts + devices::Devices + keys::Keys + rooms::Rooms + archive::Archive> Store for T {}
+pub trait Store:
+    accounts::Accounts + devices::Devices + keys::Keys + rooms::Rooms + archive::Archive + shut_outs::ShutOuts
+{
+}
+impl<T> Store for T where
+    T: accounts::Accounts + devices::Devices + keys::Keys + rooms::Rooms + archive::Archive + shut_outs::ShutOuts
+{
+}
 
 /// A name as it is compared: without regard to case. The engines fold before they store, so that all agree on it.
 fn fold_case(name: &str) -> String {

@@ -7,6 +7,7 @@ mod devices;
 mod keys;
 mod receipts;
 mod rooms;
+mod shut_outs;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::accounts::Account;
 use crate::archive::{Acted, Watermarks};
 use crate::devices::{Device, RefreshToken, Revocation, TokenHash};
 use crate::keys::SigningKey;
+use crate::shut_outs::{ShutOut, Subject};
 use receipts::Frontier;
 
 /// A store in memory.
@@ -35,6 +37,8 @@ struct Tables {
     tokens: HashMap<TokenHash, RefreshToken>,
     revocations: Vec<Revocation>,
     last_revocation: u64,
+    shut_outs: HashMap<Subject, ShutOut>,
+    last_shut_out: u64,
     signing_keys: Vec<SigningKey>,
     rooms: HashMap<RoomId, RoomInfo>,
     members: BTreeMap<(RoomId, UserId), Member>,

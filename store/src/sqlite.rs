@@ -11,6 +11,7 @@ mod migrations;
 mod readers;
 mod rooms;
 mod rows;
+mod shut_outs;
 mod writer;
 
 use std::fs::OpenOptions;
@@ -96,6 +97,16 @@ pub enum OpenError {
         /// The newest that we know.
         known: usize,
     },
+    /// A store that this program would have to change before it can use it, while another one may be using it.
+    #[error("{path} has version {found}, this program needs {known}: start the server of this version once")]
+    Older {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The one that we need.
+        known: usize,
+    },
     /// A library that may lose what it has promised.
     #[error("SQLite {0} can lose committed data (WAL-reset bug), 3.51.3 or newer is needed")]
     OldSqlite(&'static str),
@@ -125,14 +136,29 @@ impl SqliteStore {
     /// have been finished.
     pub fn open(dir: &Path, config: &Config, registry: &prometheus::Registry) -> Result<Self, OpenError> {
         config.validate().map_err(OpenError::Config)?;
-        if rusqlite::version_number() < SQLITE_VERSION_MIN {
-            return Err(OpenError::OldSqlite(rusqlite::version()));
-        }
+        check_sqlite()?;
         let path = dir.join(FILE_NAME);
+        create_private(&path).map_err(|error| OpenError::Io(path.clone(), error))?;
+        migrations::migrate(&path)?;
+        Self::connect(path, config, registry)
+    }
+
+    /// Opens the store of a data directory beside the process that serves it, for a few short reads and writes: makes
+    /// nothing and migrates nothing. SQLite keeps the two from one another; a write here waits for the other's commit.
+    ///
+    /// # Errors
+    /// [`OpenError`] where there is none of this version, or it can't be opened.
+    pub fn open_beside(dir: &Path) -> Result<Self, OpenError> {
+        check_sqlite()?;
+        let path = dir.join(FILE_NAME);
+        std::fs::metadata(&path).map_err(|error| OpenError::Io(path.clone(), error))?;
+        migrations::check(&path)?;
+        Self::connect(path, &Config { readers: 1, ..Config::default() }, &prometheus::Registry::new())
+    }
+
+    fn connect(path: PathBuf, config: &Config, registry: &prometheus::Registry) -> Result<Self, OpenError> {
         let io_error = |error| OpenError::Io(path.clone(), error);
         let sqlite_error = |error| OpenError::Sqlite(path.clone(), error);
-        create_private(&path).map_err(io_error)?;
-        migrations::migrate(&path)?;
         let metrics = Metrics::new(registry)?;
         let connection = connect_writer(&path).map_err(sqlite_error)?;
         let reading = (0..config.readers).map(|_| connect_reader(&path)).collect::<Result<_, _>>();
@@ -141,6 +167,13 @@ impl SqliteStore {
             writer: Writer::start(path.clone(), connection, config, metrics).map_err(io_error)?,
         })
     }
+}
+
+fn check_sqlite() -> Result<(), OpenError> {
+    if rusqlite::version_number() < SQLITE_VERSION_MIN {
+        return Err(OpenError::OldSqlite(rusqlite::version()));
+    }
+    Ok(())
 }
 
 /// Creates the file for its owner alone, since it holds signing keys and password hashes. SQLite gives the files that

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::{OpenError, connect_writer};
+use super::{OpenError, connect_reader, connect_writer};
 
 /// Version n of a database (`PRAGMA user_version`) is what the first n changes made.
-const MIGRATIONS: &[&str] = &[FIRST, ENDED_TOKENS];
+const MIGRATIONS: &[&str] = &[FIRST, ENDED_TOKENS, SHUT_OUTS];
 
 /// Keys are what a partitioned store would have as well: rooms' rows by room, people's lists by person.
 const FIRST: &str = "
@@ -154,6 +154,31 @@ const ENDED_TOKENS: &str = "
 CREATE INDEX refresh_tokens_by_end ON refresh_tokens (expires_at);
 CREATE INDEX refresh_tokens_by_device ON refresh_tokens (device);
 ";
+
+/// AUTOINCREMENT: a number is never given twice, or an edge that polls after it would miss a change.
+const SHUT_OUTS: &str = "
+CREATE TABLE shut_outs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    subject TEXT NOT NULL UNIQUE,       -- a network or an account's id
+    reason TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    until INTEGER NOT NULL,
+    times INTEGER NOT NULL,
+    lifted_at INTEGER
+) STRICT;
+";
+
+/// Says whether a database is of the newest version; changes nothing.
+pub(super) fn check(path: &Path) -> Result<(), OpenError> {
+    let sqlite_error = |error| OpenError::Sqlite(path.to_owned(), error);
+    let found = connect_reader(path).and_then(|connection| version(&connection)).map_err(sqlite_error)?;
+    let known = MIGRATIONS.len();
+    match usize::try_from(found) {
+        Ok(found) if found == known => Ok(()),
+        Ok(older) if older < known => Err(OpenError::Older { path: path.to_owned(), found, known }),
+        _ => Err(OpenError::Newer { path: path.to_owned(), found, known }),
+    }
+}
 
 /// Brings a database to the newest version, each change in a transaction of its own; leaves a newer one untouched.
 pub(super) fn migrate(path: &Path) -> Result<(), OpenError> {

@@ -10,6 +10,7 @@ mod forms;
 mod keys;
 mod order;
 mod rooms;
+mod shut_outs;
 
 use std::sync::Arc;
 
@@ -112,6 +113,10 @@ macro_rules! laws {
                 rooms::a_claim_ends_at_its_time_unless_its_room_appeared,
                 rooms::a_handle_given_up_is_free_at_once,
                 rooms::a_claim_on_its_way_outlives_other_events_of_its_room,
+                shut_outs::a_subject_has_its_last_shut_out_alone_whatever_the_order,
+                shut_outs::a_poll_sees_what_has_changed_since_the_last_one,
+                shut_outs::what_is_lifted_does_not_come_back_by_itself,
+                shut_outs::ended_shut_outs_go_and_their_numbers_are_not_given_again,
                 archive::events_are_read_from_either_end_of_a_range,
                 archive::an_archived_event_never_changes,
                 archive::a_command_is_known_by_its_first_event,
