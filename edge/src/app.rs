@@ -21,6 +21,7 @@ use crate::auth::refresh::purge_again_and_again;
 use crate::auth::revocation::{self, Revocations};
 use crate::auth::token::{Described, Tokens};
 use crate::auth::{AuthError, Identity};
+use crate::blocks::Blocks;
 use crate::config::{Config, ConfigError};
 use crate::hub::Hub;
 use crate::ids::Ids;
@@ -71,6 +72,10 @@ pub struct App {
     pub(crate) tokens: Tokens,
     pub(crate) revocations: Revocations,
     pub(crate) passwords: Arc<dyn PasswordHasher>,
+    /// Who is shut out; `None` without limits.
+    pub(crate) blocks: Option<Mutex<Blocks>>,
+    /// The number of the last shut-out that was read.
+    pub(crate) shut_outs_read: Mutex<u64>,
     /// Places for sockets, held from the upgrade on.
     pub(crate) sockets: Arc<Semaphore>,
     known_external: Mutex<HashSet<UserId>>,
@@ -96,12 +101,13 @@ impl App {
         revocations.read(&*deps.store, &*deps.clock).await?;
         let limits = Limits::new(config.limits.as_ref(), deps.clock.clone());
         if config.limits.is_none() {
-            tracing::warn!("rate limits are off: for load tests only");
+            tracing::warn!("rate limits are off, and nobody is shut out: for load tests only");
         }
         let proxies = Proxies::new(&config.trusted_proxies, config.forwarded_header);
         let sockets = Arc::new(Semaphore::new(config.connections_max));
         let known_external = Mutex::default();
-        Ok(Arc::new(Self {
+        let blocks = config.limits.as_ref().map(|limits| Mutex::new(Blocks::new(limits.blocks.clone())));
+        let app = Self {
             deps,
             hub,
             config,
@@ -113,16 +119,21 @@ impl App {
             tokens,
             revocations,
             passwords,
+            blocks,
+            shut_outs_read: Mutex::default(),
             sockets,
             known_external,
-        }))
+        };
+        app.read_shut_outs().await?;
+        Ok(Arc::new(app))
     }
 
     /// Does what goes on beside requests. Never ends.
     pub async fn run(&self) {
         let purge_every = Duration::from_secs(self.config.purge_interval_s);
         let purge = purge_again_and_again(&*self.deps.store, &*self.deps.clock, self.config.access_ttl(), purge_every);
-        tokio::join!(self.ids.run(), self.watch_revocations(), self.tokens.run(), purge);
+        let (revocations, shut_outs) = (self.watch_revocations(), self.watch_shut_outs());
+        tokio::join!(self.ids.run(), revocations, shut_outs, self.tokens.run(), purge);
     }
 
     /// Who an access token speaks for. For tokens of other issuers the account exists afterwards.
@@ -185,7 +196,7 @@ impl App {
         reason: RevocationReason,
     ) {
         self.revocations.enter(user, device, at);
-        self.hub.close(user, device, revocation::close_code(reason));
+        self.hub.close(user, device, revocation::close_code(reason), None);
     }
 
     async fn watch_revocations(&self) {

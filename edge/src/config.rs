@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use schemas::Timestamp;
 use serde::{Deserialize, Serialize};
+use store::shut_outs::Network;
 
 use crate::auth::keys::overlap;
-use crate::proxies::Network;
 
 /// The edge's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,8 +49,15 @@ pub struct Config {
     /// Most connections at once: beyond it new ones wait to be accepted. Above the most sockets that one edge is
     /// meant to hold.
     pub connections_max: usize,
-    /// Time for a request's header, and again for its body, in ms: a slow client must not hold a place for ever.
+    /// Time for a TLS handshake, for a request's header from the moment that it is waited for, and again for its body, in
+    /// ms, however many bytes come meanwhile: a slow client must not hold a place for ever.
     pub request_read_timeout_ms: u64,
+    /// Time from the upgrade to a whole hello, in ms (protocol.md).
+    pub hello_timeout_ms: u64,
+    /// Largest header of a request, bytes, at least 8,192: tokens take the most of it, some 1,000.
+    pub header_max_bytes: usize,
+    /// Most fields of a request's header; browsers and proxies send some twenty.
+    pub header_fields_max: usize,
     /// At a stop sockets are closed one after the other within this time, in ms, so that they do not come back in one
     /// wave; with fewer than 1,000 it is quicker.
     pub drain_ms: u64,
@@ -133,10 +140,37 @@ pub struct PasswordConfig {
     pub queue_max: usize,
 }
 
-/// Rate limits: so many in a burst, then so many a second; and how many sockets may be open at once.
+/// Limits: so many in a burst, then so many a second; and how many may be open at once. "An address" is a network of the
+/// sizes set here: whoever has one address mostly has more of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
+    /// Bits that the IPv4 addresses counted as one have in common; 32 tells all apart.
+    pub ipv4_prefix_bits: u8,
+    /// The same with IPv6, where a subscriber has a whole /64.
+    pub ipv6_prefix_bits: u8,
+    /// Connections of an address in a burst: as many as it may have sockets, twice over, all back after a restart.
+    pub connection_burst: u32,
+    /// Connections of an address a second afterwards.
+    pub connections_per_s: f64,
+    /// Connections of an address at once that are no sockets.
+    pub connections_per_address: u32,
+    /// Of these, how many have not brought a whole request yet: TLS and header cost the most and tell the least.
+    pub handshakes_per_address: u32,
+    /// The same of all addresses together: under TLS some 40 KiB each, 240 MiB at worst.
+    pub handshakes_max: u32,
+    /// Sockets that a person opens in a burst: twice as many as they may have.
+    pub socket_burst: u32,
+    /// Sockets that a person opens a second afterwards.
+    pub sockets_per_s: f64,
+    /// Frames of a socket in a burst, of every kind. A client in a busy room answers each message with a receipt.
+    pub frame_burst: u32,
+    /// Frames of a socket a second.
+    pub frames_per_s: f64,
+    /// Sends into a room in a burst, of all its members at this edge: one room must not take what its partition has.
+    pub room_send_burst: u32,
+    /// Sends into a room a second.
+    pub room_sends_per_s: f64,
     /// Sends of a person in a burst (protocol.md).
     pub send_burst: u32,
     /// Sends of a person a second (protocol.md).
@@ -157,6 +191,44 @@ pub struct LimitsConfig {
     pub sockets_per_address: u32,
     /// Sockets of a person at once (protocol.md): a few devices, or the many workers of a bot.
     pub sockets_per_user: u32,
+    /// When somebody is shut out.
+    pub blocks: BlocksConfig,
+}
+
+/// When an address or an account that keeps breaking limits is shut out, and for how long. What an offence weighs:
+/// [`crate::blocks::Offence`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BlocksConfig {
+    /// So many points, and one is shut out. 20 pieces of nonsense, or 2,000 frames above the rate.
+    pub points: f64,
+    /// Points forgiven a second: the mistakes of the many people behind one address.
+    pub forgiven_per_s: f64,
+    /// The first shut-out, in ms; each further one is twice as long.
+    pub first_ms: u64,
+    /// The longest shut-out, in ms.
+    pub longest_ms: u64,
+    /// So long after its last shut-out somebody begins anew, in s.
+    pub quiet_s: u64,
+}
+
+impl BlocksConfig {
+    /// How long the shut-out of this number in a row is.
+    pub(crate) fn duration(&self, times: u32) -> Duration {
+        let doubled = 1_u64.checked_shl(times.saturating_sub(1)).unwrap_or(u64::MAX);
+        Duration::from_millis(self.first_ms.saturating_mul(doubled).min(self.longest_ms))
+    }
+
+    /// See [`BlocksConfig::quiet_s`].
+    pub(crate) fn quiet(&self) -> Duration {
+        Duration::from_secs(self.quiet_s)
+    }
+}
+
+impl Default for BlocksConfig {
+    fn default() -> Self {
+        Self { points: 100.0, forgiven_per_s: 1.0, first_ms: 1_000, longest_ms: 15 * 60 * 1_000, quiet_s: 15 * 60 }
+    }
 }
 
 impl Default for Config {
@@ -179,6 +251,9 @@ impl Default for Config {
             limits: Some(LimitsConfig::default()),
             connections_max: 20_000,
             request_read_timeout_ms: 10_000,
+            hello_timeout_ms: 10_000,
+            header_max_bytes: 16 * 1024,
+            header_fields_max: 100,
             drain_ms: 4_000,
             drain_retry_spread_ms: 5_000,
             revocation_poll_ms: 500,
@@ -197,6 +272,19 @@ impl Default for PasswordConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
+            ipv4_prefix_bits: 24,
+            ipv6_prefix_bits: 64,
+            connection_burst: 20_000,
+            connections_per_s: 1_000.0,
+            connections_per_address: 3_000,
+            handshakes_per_address: 1_500,
+            handshakes_max: 6_000,
+            socket_burst: 1_000,
+            sockets_per_s: 10.0,
+            frame_burst: 5_000,
+            frames_per_s: 1_000.0,
+            room_send_burst: 10_000,
+            room_sends_per_s: 2_000.0,
             send_burst: 500,
             sends_per_s: 50.0,
             sign_up_burst: 500,
@@ -207,6 +295,7 @@ impl Default for LimitsConfig {
             failed_accounts_per_s: 0.1,
             sockets_per_address: 10_000,
             sockets_per_user: 500,
+            blocks: BlocksConfig::default(),
         }
     }
 }
@@ -243,8 +332,12 @@ impl Config {
         if self.connections_max == 0 {
             return refuse("connections_max", "must be above 0");
         }
-        if self.limits.as_ref().is_some_and(|limits| limits.sockets_per_address == 0 || limits.sockets_per_user == 0) {
-            return refuse("limits", "sockets_per_address and sockets_per_user must be above 0");
+        // Less is more than hyper can do, and would not hold our own tokens.
+        if self.header_max_bytes < 8_192 || self.header_fields_max == 0 {
+            return refuse("header_max_bytes", "must be 8192 or more, and header_fields_max above 0");
+        }
+        if let Some(limits) = &self.limits {
+            limits.validate()?;
         }
         if let Some(bad) = self.allowed_origins.iter().find(|origin| !is_origin(origin)) {
             return refuse("allowed_origins", &format!("{bad:?} is no origin: scheme://host or scheme://host:port"));
@@ -291,9 +384,37 @@ impl Config {
         Duration::from_secs(self.refresh_ttl_s)
     }
 
+    /// See [`Config::hello_timeout_ms`].
+    pub(crate) fn hello_timeout(&self) -> Duration {
+        Duration::from_millis(self.hello_timeout_ms)
+    }
+
     /// See [`Config::request_read_timeout_ms`].
     pub(crate) fn request_read_timeout(&self) -> Duration {
         Duration::from_millis(self.request_read_timeout_ms)
+    }
+}
+
+impl LimitsConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |reason: &str| Err(ConfigError { setting: "limits", reason: reason.to_owned() });
+        if self.sockets_per_address == 0 || self.sockets_per_user == 0 {
+            return refuse("sockets_per_address and sockets_per_user must be above 0");
+        }
+        if self.connections_per_address == 0 || self.handshakes_per_address == 0 || self.handshakes_max == 0 {
+            return refuse("connections_per_address, handshakes_per_address and handshakes_max must be above 0");
+        }
+        if self.ipv4_prefix_bits > 32 || self.ipv6_prefix_bits > 128 {
+            return refuse("an IPv4 address has 32 bits, one of IPv6 128");
+        }
+        let blocks = &self.blocks;
+        if !(blocks.points > 0.0 && blocks.forgiven_per_s >= 0.0) {
+            return refuse("blocks.points must be above 0, and blocks.forgiven_per_s not below it");
+        }
+        if blocks.first_ms == 0 || blocks.longest_ms < blocks.first_ms {
+            return refuse("blocks.first_ms must be above 0, and blocks.longest_ms not below it");
+        }
+        Ok(())
     }
 }
 

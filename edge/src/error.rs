@@ -16,6 +16,8 @@ use schemas::outcome::{RejectCode, Rejected};
 use serde::{Deserialize, Serialize};
 
 use crate::auth::AuthError;
+use crate::blocks::Offence;
+use crate::limits::Refused;
 
 /// A stable code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -171,6 +173,8 @@ pub struct Error {
     pub faults: Vec<Fault>,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// What of it counts against the caller.
+    pub offence: Option<Offence>,
 }
 
 /// What a handler returns.
@@ -180,7 +184,7 @@ impl Error {
     /// An error of this kind.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after = (code == Code::Unavailable).then_some(Duration::from_secs(1));
-        Self { code, detail: detail.into(), faults: Vec::new(), retry_after }
+        Self { code, detail: detail.into(), faults: Vec::new(), retry_after, offence: None }
     }
 
     /// Invalid input with one fault; `at` is the path inside the body, as `content/type`.
@@ -203,6 +207,26 @@ impl Error {
     /// Too often; may be tried again after this time.
     pub fn rate_limited(retry_after: Duration) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(Code::RateLimited, "too often; wait, then try again") }
+    }
+
+    /// A limit has been reached. What others have used up as well counts against nobody.
+    pub fn refused(refused: Refused) -> Self {
+        let error = Self::rate_limited(refused.wait());
+        match refused {
+            Refused::Own(_) => error.counted_as(Offence::Flood),
+            Refused::Shared(_) => error,
+        }
+    }
+
+    /// The same, which counts against the caller.
+    #[must_use]
+    pub fn counted_as(self, offence: Offence) -> Self {
+        Self { offence: Some(offence), ..self }
+    }
+
+    /// The code of a frame that says the same of a command.
+    pub(crate) fn reject_code(&self) -> RejectCode {
+        if self.code == Code::TooLarge { RejectCode::TooLarge } else { RejectCode::Invalid }
     }
 
     /// The problem that stands for this error.
@@ -269,7 +293,9 @@ impl From<AuthError> for Error {
     fn from(error: AuthError) -> Self {
         match error {
             AuthError::Missing => Self::new(Code::Unauthorized, "an access token is needed"),
-            AuthError::Invalid(_) => Self::new(Code::Unauthorized, "the access token is not valid here"),
+            AuthError::Invalid(_) => {
+                Self::new(Code::Unauthorized, "the access token is not valid here").counted_as(Offence::Forged)
+            }
             AuthError::Expired => Self::new(Code::TokenExpired, "the access token has ended: refresh it"),
             AuthError::Revoked => Self::new(Code::TokenRevoked, "the access token was revoked: sign in again"),
             AuthError::Unavailable => Self::unavailable(),

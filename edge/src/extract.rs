@@ -3,22 +3,25 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, header};
+use http_body_util::LengthLimitError;
 pub(crate) use schemas::json::Object;
 use schemas::limits::{FRAME_MAX_BYTES, ID_AHEAD_MAX, PAGE_MAX};
-use schemas::{Clock, CommandId};
+use schemas::{Clock, CommandId, UserId};
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
+use store::shut_outs::{Network, Subject};
 use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterIn};
 
 use crate::App;
 use crate::auth::{AuthError, Identity};
+use crate::blocks::Offence;
 use crate::error::{Code, Error, Fault, Result};
 use crate::forms;
 
@@ -28,6 +31,17 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// Where a connection comes from.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
+
+/// The account that a request turns out to be of, for whoever is to know it afterwards.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Account(Arc<OnceLock<UserId>>);
+
+impl Account {
+    /// The account, where the request had one.
+    pub fn get(&self) -> Option<UserId> {
+        self.0.get().copied()
+    }
+}
 
 /// Who calls.
 pub(crate) struct Caller(pub Identity);
@@ -40,7 +54,14 @@ impl FromRequestParts<Arc<App>> for Caller {
             app.metrics.auth_failures.with_label_values(&[AuthError::Missing.reason()]).inc();
             return Err(AuthError::Missing.into());
         };
-        Ok(Self(app.authenticate(token).await?))
+        let identity = app.authenticate(token).await?;
+        if let Some(wait) = app.shut_out(Subject::Account(identity.user)) {
+            return Err(Error::rate_limited(wait));
+        }
+        if let Some(account) = parts.extensions.get::<Account>() {
+            account.0.get_or_init(|| identity.user);
+        }
+        Ok(Self(identity))
     }
 }
 
@@ -49,16 +70,21 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-/// The address that rate limits count.
-pub(crate) struct Address(pub IpAddr);
+/// What rate limits count as one address.
+pub(crate) struct Address(pub Network);
 
 impl FromRequestParts<Arc<App>> for Address {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
-        let peer = parts.extensions.get::<Peer>().map(|peer| app.proxies.client(peer.0.ip(), &parts.headers));
-        Ok(Self(peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))))
+        Ok(Self(app.limits.network(address(app, &parts.extensions, &parts.headers))))
     }
+}
+
+/// Who asks, as far as proxies can be believed.
+pub(crate) fn address(app: &App, extensions: &Extensions, headers: &HeaderMap) -> IpAddr {
+    let peer = extensions.get::<Peer>().map(|peer| app.proxies.client(peer.0.ip(), headers));
+    peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
 /// The id of the command, if the caller gives one.
@@ -104,8 +130,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
         let read = axum::body::to_bytes(request.into_body(), FRAME_MAX_BYTES);
         let bytes = match tokio::time::timeout(app.config.request_read_timeout(), read).await {
             Ok(Ok(bytes)) => bytes,
-            Ok(Err(_)) => return Err(Error::new(Code::TooLarge, "the body is over the limit, or broke off")),
-            Err(_) => return Err(Error::invalid("", "the body did not come in time")),
+            Ok(Err(error)) => {
+                let error_of_ours = Error::new(Code::TooLarge, "the body is over the limit, or broke off");
+                let is_over = error.into_inner().downcast_ref::<LengthLimitError>().is_some();
+                return Err(if is_over { error_of_ours.counted_as(Offence::Oversized) } else { error_of_ours });
+            }
+            Err(_) => return Err(Error::invalid("", "the body did not come in time").counted_as(Offence::Slow)),
         };
         parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
     }
@@ -128,7 +158,9 @@ fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
         if let Some(field) = detail.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
             pointer.push_str(&format!("/{field}"));
         }
-        Error { faults: vec![Fault { pointer, detail: detail.clone() }], ..Error::new(Code::Invalid, detail) }
+        // What is JSON, but not what we ask for, is an honest mistake.
+        let offence = (!error.inner().is_data()).then_some(Offence::Malformed);
+        Error { faults: vec![Fault { pointer, detail: detail.clone() }], offence, ..Error::new(Code::Invalid, detail) }
     })?;
     reader.end().map_err(|_| Error::invalid("", "something follows the JSON value"))?;
     Ok(value)

@@ -203,12 +203,12 @@ impl Hub {
         })
     }
 
-    /// Closes the sockets of a person (of one device, if given) with this code.
-    pub fn close(&self, user: UserId, device: Option<DeviceId>, code: u16) {
+    /// Closes the sockets of a person (of one device, if given) with this code; they may come back then, if ever.
+    pub fn close(&self, user: UserId, device: Option<DeviceId>, code: u16, retry_after_ms: Option<u32>) {
         let state = self.state.lock();
         for socket in state.users.get(&user).into_iter().flat_map(|user| &user.sockets) {
             if device.is_none_or(|device| device == socket.device) {
-                socket.close(code, None);
+                socket.close(code, retry_after_ms);
             }
         }
     }

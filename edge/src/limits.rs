@@ -1,14 +1,16 @@
-//! Limits: token buckets in maps that are bounded, and counts of sockets held, keyed by person, account or address
-//! prefix. All of them are settings; without settings everything is allowed.
+//! Limits: token buckets in maps that are bounded, and counts of what is held, keyed by person, room or network of
+//! addresses. All of them are settings; without settings everything is allowed. What is done about those who keep
+//! breaking them: [`crate::blocks`].
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use schemas::{Clock, UserId};
+use schemas::{Clock, RoomId, UserId};
+use store::shut_outs::Network;
 
 use crate::config::LimitsConfig;
 
@@ -20,6 +22,9 @@ const BUCKETS_MAX: usize = 65_536;
 /// sockets ends, and a dead one ends within two heartbeats.
 const PLACE_RETRY: Duration = Duration::from_secs(5);
 
+/// The longest that anybody is told to wait for a turn of their own.
+const TURN_MAX: Duration = Duration::from_secs(60);
+
 /// The limits in force.
 pub struct Limits {
     clock: Arc<dyn Clock>,
@@ -27,62 +32,163 @@ pub struct Limits {
 }
 
 struct Rules {
+    bits: (u8, u8),
+    frames: Rate,
     sends: Buckets<UserId>,
-    sign_ups: Buckets<IpAddr>,
-    failures_by_address: Buckets<IpAddr>,
+    room_sends: Buckets<RoomId>,
+    sign_ups: Buckets<Network>,
+    failures_by_address: Buckets<Network>,
     failures_by_account: Buckets<UserId>,
-    sockets_by_address: Arc<Counts<IpAddr>>,
+    connections: Buckets<Network>,
+    sockets: Buckets<UserId>,
+    connections_by_address: Arc<Counts<Network>>,
+    handshakes_by_address: Arc<Counts<Network>>,
+    handshakes: Arc<Counts<()>>,
+    sockets_by_address: Arc<Counts<Network>>,
     sockets_by_user: Arc<Counts<UserId>>,
+}
+
+/// What of a limit has been reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// This person's, or this address's: how long to wait.
+    Own(Duration),
+    /// One that others have used up as well: how long to wait.
+    Shared(Duration),
+}
+
+impl Refused {
+    /// How long to wait.
+    pub fn wait(self) -> Duration {
+        match self {
+            Self::Own(wait) | Self::Shared(wait) => wait,
+        }
+    }
+}
+
+/// Why a connection is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crowded {
+    /// Too many in too short a time.
+    Rate,
+    /// Too many at once.
+    Connections,
+    /// Too many at once that have said nothing yet.
+    Handshakes,
+}
+
+impl Crowded {
+    /// A label for metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Connections => "connections",
+            Self::Handshakes => "handshakes",
+        }
+    }
+}
+
+/// The places of a connection: one until it is a socket or ends, the other until it has brought a whole request.
+#[derive(Default)]
+pub struct Places {
+    /// The first.
+    pub connection: Option<Place<Network>>,
+    /// The second.
+    pub handshake: Option<(Place<Network>, Place<()>)>,
 }
 
 impl Limits {
     /// These limits, or none.
     pub fn new(config: Option<&LimitsConfig>, clock: Arc<dyn Clock>) -> Self {
         let rules = config.map(|config| Rules {
+            bits: (config.ipv4_prefix_bits, config.ipv6_prefix_bits),
+            frames: Rate::new(config.frame_burst, config.frames_per_s),
             sends: Buckets::new(config.send_burst, config.sends_per_s),
+            room_sends: Buckets::new(config.room_send_burst, config.room_sends_per_s),
             sign_ups: Buckets::new(config.sign_up_burst, config.sign_ups_per_s),
             failures_by_address: Buckets::new(config.failed_sign_in_burst, config.failed_sign_ins_per_s),
             failures_by_account: Buckets::new(config.failed_account_burst, config.failed_accounts_per_s),
+            connections: Buckets::new(config.connection_burst, config.connections_per_s),
+            sockets: Buckets::new(config.socket_burst, config.sockets_per_s),
+            connections_by_address: Counts::new(config.connections_per_address),
+            handshakes_by_address: Counts::new(config.handshakes_per_address),
+            handshakes: Counts::new(config.handshakes_max),
             sockets_by_address: Counts::new(config.sockets_per_address),
             sockets_by_user: Counts::new(config.sockets_per_user),
         });
         Self { clock, rules }
     }
 
-    /// Takes one send from a person's allowance.
+    /// What counts as one address with this one.
+    pub fn network(&self, address: IpAddr) -> Network {
+        let (v4, v6) = self.rules.as_ref().map_or((32, 128), |rules| rules.bits);
+        Network::around(address, v4, v6)
+    }
+
+    /// Takes a place for one more connection from an address; it is free again once the answer is dropped.
+    ///
+    /// # Errors
+    /// Why it is not to be taken.
+    pub fn connection_from(&self, from: Network) -> Result<Places, Crowded> {
+        let Some(rules) = &self.rules else { return Ok(Places::default()) };
+        rules.connections.take(from, self.clock.elapsed()).map_err(|_| Crowded::Rate)?;
+        let connection = rules.connections_by_address.take(from).map_err(|_| Crowded::Connections)?;
+        let handshake = rules.handshakes_by_address.take(from).map_err(|_| Crowded::Handshakes)?;
+        let of_all = rules.handshakes.take(()).map_err(|_| Crowded::Handshakes)?;
+        Ok(Places { connection: Some(connection), handshake: Some((handshake, of_all)) })
+    }
+
+    /// Takes one frame from a socket's own allowance.
     ///
     /// # Errors
     /// How long to wait for the next one.
-    pub fn send_allowed(&self, user: UserId) -> Result<(), Duration> {
-        self.check(|rules, now| rules.sends.take(user, now))
+    pub fn frame_allowed(&self, allowance: &mut Option<Bucket>) -> Result<(), Duration> {
+        self.check(|rules, now| rules.frames.take(allowance.get_or_insert(rules.frames.full(now)), now))
+    }
+
+    /// Takes one send from a person's allowance, and from the room's.
+    ///
+    /// # Errors
+    /// How long to wait for the next one.
+    pub fn send_allowed(&self, user: UserId, room: RoomId) -> Result<(), Refused> {
+        let Some(rules) = &self.rules else { return Ok(()) };
+        let now = self.clock.elapsed();
+        rules.sends.take(user, now).map_err(Refused::Own)?;
+        rules.room_sends.take(room, now).map_err(Refused::Shared)
     }
 
     /// Takes one sign-up from an address's allowance.
     ///
     /// # Errors
     /// How long to wait for the next one.
-    pub fn sign_up_allowed(&self, from: IpAddr) -> Result<(), Duration> {
-        self.check(|rules, now| rules.sign_ups.take(prefix(from), now))
+    pub fn sign_up_allowed(&self, from: Network) -> Result<(), Duration> {
+        self.check(|rules, now| rules.sign_ups.take(from, now))
     }
 
-    /// Whether this address, and this account if there is one, may still try a password. Right ones cost nothing.
+    /// Takes one try of a password from what this address, and this account if there is one, may get wrong. It is taken
+    /// before the password is looked at, or many tries at once would all pass; a right one is given back. An account's
+    /// tries may have been used up by somebody else, from elsewhere.
     ///
     /// # Errors
     /// How long to wait for the next try.
-    pub fn sign_in_allowed(&self, from: IpAddr, account: Option<UserId>) -> Result<(), Duration> {
-        self.check(|rules, now| {
-            rules.failures_by_address.peek(&prefix(from), now)?;
-            account.map_or(Ok(()), |account| rules.failures_by_account.peek(&account, now))
+    pub fn sign_in_allowed(&self, from: Network, account: Option<UserId>) -> Result<(), Refused> {
+        let Some(rules) = &self.rules else { return Ok(()) };
+        let now = self.clock.elapsed();
+        rules.failures_by_address.take(from, now).map_err(Refused::Own)?;
+        let of_account = account.map_or(Ok(()), |account| rules.failures_by_account.take(account, now));
+        of_account.map_err(|wait| {
+            rules.failures_by_address.give_back(&from, now);
+            Refused::Shared(wait)
         })
     }
 
-    /// Counts a wrong password.
-    pub fn sign_in_failed(&self, from: IpAddr, account: Option<UserId>) {
+    /// Gives a try back: the password was right, or was not looked at.
+    pub fn sign_in_was_none(&self, from: Network, account: Option<UserId>) {
         if let Some(rules) = &self.rules {
             let now = self.clock.elapsed();
-            rules.failures_by_address.take(prefix(from), now).ok();
+            rules.failures_by_address.give_back(&from, now);
             if let Some(account) = account {
-                rules.failures_by_account.take(account, now).ok();
+                rules.failures_by_account.give_back(&account, now);
             }
         }
     }
@@ -91,8 +197,8 @@ impl Limits {
     ///
     /// # Errors
     /// When to try again.
-    pub fn socket_from(&self, from: IpAddr) -> Result<Place<IpAddr>, Duration> {
-        self.rules.as_ref().map_or(Ok(Place(None)), |rules| rules.sockets_by_address.take(prefix(from)))
+    pub fn socket_from(&self, from: Network) -> Result<Place<Network>, Duration> {
+        self.rules.as_ref().map_or(Ok(Place(None)), |rules| rules.sockets_by_address.take(from))
     }
 
     /// Takes a place for one more socket of a person; it is free again once the answer is dropped.
@@ -100,7 +206,9 @@ impl Limits {
     /// # Errors
     /// When to try again.
     pub fn socket_of(&self, user: UserId) -> Result<Place<UserId>, Duration> {
-        self.rules.as_ref().map_or(Ok(Place(None)), |rules| rules.sockets_by_user.take(user))
+        let Some(rules) = &self.rules else { return Ok(Place(None)) };
+        rules.sockets.take(user, self.clock.elapsed())?;
+        rules.sockets_by_user.take(user)
     }
 
     fn check(&self, rule: impl FnOnce(&Rules, Duration) -> Result<(), Duration>) -> Result<(), Duration> {
@@ -108,65 +216,87 @@ impl Limits {
     }
 }
 
-/// What counts as one address: with IPv6 a subscriber has a whole /64.
-fn prefix(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+/// A burst, and what comes back of it a second.
+#[derive(Clone, Copy)]
+struct Rate {
+    burst: f64,
+    per_s: f64,
+}
+
+/// What is left of a burst, and up to when those who were refused have been given their turns.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    tokens: f64,
+    at: Duration,
+    promised: Duration,
+}
+
+impl Rate {
+    fn new(burst: u32, per_s: f64) -> Self {
+        Self { burst: f64::from(burst), per_s }
+    }
+
+    fn full(&self, now: Duration) -> Bucket {
+        Bucket { tokens: self.burst, at: now, promised: now }
+    }
+
+    fn level(&self, bucket: &Bucket, now: Duration) -> f64 {
+        (bucket.tokens + now.saturating_sub(bucket.at).as_secs_f64() * self.per_s).min(self.burst)
+    }
+
+    /// How long so many take to come back.
+    fn time(&self, tokens: f64) -> Duration {
+        // A rate of 0 never fills: an hour is as good an answer as any.
+        Duration::try_from_secs_f64(tokens / self.per_s).unwrap_or(Duration::from_secs(3_600))
+    }
+
+    /// Takes one, or says when to come back. Each who is refused is given a turn of their own, one after the other:
+    /// if all were told the same time, all but one would be refused again, and would have done as they were told.
+    fn take(&self, bucket: &mut Bucket, now: Duration) -> Result<(), Duration> {
+        let level = self.level(bucket, now);
+        if level >= 1.0 {
+            *bucket = Bucket { tokens: level - 1.0, at: now, ..*bucket };
+            return Ok(());
         }
-        v4 => v4,
+        let wait = self.time(1.0 - level);
+        let turn = (bucket.promised + self.time(1.0)).max(now + wait);
+        // Not further ahead: whoever floods must not put off for long those who share the limit.
+        if turn <= now + TURN_MAX {
+            bucket.promised = turn;
+        }
+        Err((turn - now).min(TURN_MAX).max(wait))
     }
 }
 
 /// Token buckets of one size. A bucket that is not in the map is full.
 struct Buckets<K> {
-    burst: f64,
-    per_s: f64,
+    rate: Rate,
     held: Mutex<HashMap<K, Bucket>>,
-}
-
-#[derive(Clone, Copy)]
-struct Bucket {
-    tokens: f64,
-    at: Duration,
 }
 
 impl<K: Eq + Hash> Buckets<K> {
     fn new(burst: u32, per_s: f64) -> Self {
-        Self { burst: f64::from(burst), per_s, held: Mutex::default() }
+        Self { rate: Rate::new(burst, per_s), held: Mutex::default() }
     }
 
-    fn level(&self, bucket: Option<&Bucket>, now: Duration) -> f64 {
-        let filled = bucket.map(|b| b.tokens + now.saturating_sub(b.at).as_secs_f64() * self.per_s);
-        filled.map_or(self.burst, |tokens| tokens.min(self.burst))
-    }
-
-    fn wait(&self, level: f64) -> Duration {
-        // A rate of 0 never fills: an hour is as good an answer as any.
-        Duration::try_from_secs_f64((1.0 - level) / self.per_s).unwrap_or(Duration::from_secs(3_600))
-    }
-
-    fn peek(&self, key: &K, now: Duration) -> Result<(), Duration> {
-        let level = self.level(self.held.lock().get(key), now);
-        if level < 1.0 { Err(self.wait(level)) } else { Ok(()) }
+    fn give_back(&self, key: &K, now: Duration) {
+        // A bucket that is not there is full.
+        if let Some(bucket) = self.held.lock().get_mut(key) {
+            let tokens = (self.rate.level(bucket, now) + 1.0).min(self.rate.burst);
+            *bucket = Bucket { tokens, at: now, ..*bucket };
+        }
     }
 
     fn take(&self, key: K, now: Duration) -> Result<(), Duration> {
         let mut held = self.held.lock();
-        let level = self.level(held.get(&key), now);
-        if level < 1.0 {
-            return Err(self.wait(level));
-        }
         if held.len() >= BUCKETS_MAX && !held.contains_key(&key) {
-            held.retain(|_, bucket| self.level(Some(bucket), now) < self.burst);
+            held.retain(|_, bucket| self.rate.level(bucket, now) < self.rate.burst);
             if held.len() >= BUCKETS_MAX {
                 // Memory is bounded before limits are exact (I9): all begin anew.
                 held.clear();
             }
         }
-        held.insert(key, Bucket { tokens: level - 1.0, at: now });
-        Ok(())
+        self.rate.take(held.entry(key).or_insert(self.rate.full(now)), now)
     }
 }
 
@@ -219,44 +349,125 @@ mod tests {
         UserId(uuid::Uuid::from_u128(n))
     }
 
+    fn room(n: u128) -> RoomId {
+        RoomId(uuid::Uuid::from_u128(n))
+    }
+
+    fn home() -> Network {
+        "192.0.2.0/24".parse().expect("a network")
+    }
+
     #[test]
     fn a_burst_passes_then_the_rate_counts_for_each_person_apart() {
         let clock = Arc::new(ManualClock::default());
         let limits = Limits::new(Some(&LimitsConfig::default()), clock.clone());
-        assert_eq!((0..600).filter(|_| limits.send_allowed(user(1)).is_ok()).count(), 500);
-        assert_eq!(limits.send_allowed(user(1)), Err(Duration::from_millis(20)));
-        assert_eq!(limits.send_allowed(user(2)), Ok(()));
+        let passing = |user| (0..600).filter(|_| limits.send_allowed(user, room(1)).is_ok()).count();
+        assert_eq!(passing(user(1)), 500);
+        assert_eq!(limits.send_allowed(user(2), room(1)), Ok(()));
         clock.advance(Duration::from_secs(1));
-        assert_eq!((0..600).filter(|_| limits.send_allowed(user(1)).is_ok()).count(), 50);
+        assert_eq!(passing(user(1)), 50);
+    }
+
+    #[test]
+    fn a_room_has_a_limit_that_its_members_share() {
+        let config = LimitsConfig { room_send_burst: 3, ..LimitsConfig::default() };
+        let limits = Limits::new(Some(&config), Arc::new(ManualClock::default()));
+        assert!((1..=3).all(|n| limits.send_allowed(user(n), room(1)).is_ok()));
+        assert!(matches!(limits.send_allowed(user(4), room(1)), Err(Refused::Shared(_))));
+        assert_eq!(limits.send_allowed(user(4), room(2)), Ok(()), "other rooms have their own");
+    }
+
+    /// Whoever comes back when told is let in: of a whole crowd that was refused at once everybody, at the first try.
+    #[test]
+    fn each_who_is_refused_has_a_turn_of_their_own() {
+        let rate = Rate::new(10, 50.0);
+        let mut bucket = rate.full(Duration::ZERO);
+        let waits: Vec<Duration> = (0..1_000).filter_map(|_| rate.take(&mut bucket, Duration::ZERO).err()).collect();
+        assert_eq!(waits.len(), 990);
+        assert_eq!((waits[0], waits[1]), (Duration::from_millis(20), Duration::from_millis(40)));
+        // In whole milliseconds, rounded up, as they are told.
+        let told = |wait: &Duration| Duration::from_millis(wait.as_micros().div_ceil(1_000) as u64);
+        assert!(waits.iter().all(|wait| rate.take(&mut bucket, told(wait)).is_ok()));
+    }
+
+    #[test]
+    fn nobody_is_told_to_wait_for_longer_than_a_minute_for_those_before_them() {
+        let rate = Rate::new(1, 10.0);
+        let mut bucket = rate.full(Duration::ZERO);
+        let longest = (0..10_000).filter_map(|_| rate.take(&mut bucket, Duration::ZERO).err()).max();
+        assert_eq!(longest, Some(TURN_MAX));
+    }
+
+    #[test]
+    fn a_socket_has_an_allowance_of_frames_of_its_own() {
+        let clock = Arc::new(ManualClock::default());
+        let limits = Limits::new(Some(&LimitsConfig::default()), clock.clone());
+        let (mut one, mut other) = (None, None);
+        assert_eq!((0..6_000).filter(|_| limits.frame_allowed(&mut one).is_ok()).count(), 5_000);
+        assert_eq!(limits.frame_allowed(&mut other), Ok(()));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!((0..6_000).filter(|_| limits.frame_allowed(&mut one).is_ok()).count(), 1_000);
+    }
+
+    #[test]
+    fn an_address_has_so_many_connections_and_handshakes() {
+        let config = LimitsConfig {
+            connections_per_address: 3,
+            handshakes_per_address: 2,
+            handshakes_max: 3,
+            connection_burst: 9,
+            connections_per_s: 0.0,
+            ..LimitsConfig::default()
+        };
+        let limits = Limits::new(Some(&config), Arc::new(ManualClock::default()));
+        let (home, other): (Network, Network) = (home(), "198.51.100.0/24".parse().expect("a network"));
+        let mut first = limits.connection_from(home).expect("the first");
+        let second = limits.connection_from(home).expect("the second");
+        assert_eq!(limits.connection_from(home).err(), Some(Crowded::Handshakes));
+        first.handshake = None;
+        let third = limits.connection_from(home).expect("the first has brought a request");
+        assert_eq!(limits.connection_from(home).err(), Some(Crowded::Connections));
+        let _elsewhere = limits.connection_from(other).expect("others have places of their own");
+        assert_eq!(limits.connection_from(other).err(), Some(Crowded::Handshakes), "of all together");
+        drop((second, third));
+        assert!((0..4).all(|_| limits.connection_from(home).is_ok()));
+        assert_eq!(limits.connection_from(home).err(), Some(Crowded::Rate));
     }
 
     #[test]
     fn without_limits_everything_is_allowed() {
         let limits = Limits::new(None, Arc::new(ManualClock::default()));
-        assert!((0..10_000).all(|_| limits.send_allowed(user(1)).is_ok()));
+        assert!((0..10_000).all(|_| limits.send_allowed(user(1), room(1)).is_ok()));
         let places: Vec<_> = (0..1_000).map(|_| limits.socket_of(user(1))).collect();
         assert!(places.iter().all(Result::is_ok));
     }
 
     #[test]
     fn the_addresses_of_one_subscriber_count_as_one() {
-        let p = |text: &str| prefix(text.parse().expect("an address"));
+        let limits = Limits::new(Some(&LimitsConfig::default()), Arc::new(ManualClock::default()));
+        let p = |text: &str| limits.network(text.parse().expect("an address"));
         assert_eq!(p("2001:db8:1:2::1"), p("2001:db8:1:2:ffff::9"));
         assert_ne!(p("2001:db8:1:2::1"), p("2001:db8:1:3::1"));
         assert_eq!(p("::ffff:192.0.2.1"), p("192.0.2.1"));
-        assert_ne!(p("192.0.2.1"), p("192.0.2.2"));
+        assert_eq!(p("192.0.2.1"), p("192.0.2.2"));
+        assert_ne!(p("192.0.2.1"), p("192.0.3.1"));
     }
 
     #[test]
-    fn only_wrong_passwords_are_counted() {
+    fn only_wrong_passwords_are_counted_and_none_slips_through_beside_others() {
         let limits = Limits::new(Some(&LimitsConfig::default()), Arc::new(ManualClock::default()));
-        let from = "192.0.2.1".parse().expect("an address");
-        assert!((0..1_000).all(|_| limits.sign_in_allowed(from, Some(user(1))).is_ok()));
-        for _ in 0..50 {
-            limits.sign_in_failed(from, Some(user(1)));
+        let from = home();
+        for _ in 0..1_000 {
+            assert_eq!(limits.sign_in_allowed(from, Some(user(1))), Ok(()));
+            limits.sign_in_was_none(from, Some(user(1)));
         }
-        assert!(limits.sign_in_allowed(from, Some(user(1))).is_err());
-        assert!(limits.sign_in_allowed(from, Some(user(2))).is_ok());
+        // A hundred at once: none has been looked at when the last one asks.
+        let passing = (0..100).filter(|_| limits.sign_in_allowed(from, Some(user(1))).is_ok()).count();
+        assert_eq!(passing, 50);
+        assert!(matches!(limits.sign_in_allowed(from, Some(user(1))), Err(Refused::Shared(_))));
+        let passing = (0..600).filter(|n| limits.sign_in_allowed(from, Some(user(100 + n))).is_ok()).count();
+        assert_eq!(passing, 250, "what the account refused cost the address nothing");
+        assert!(matches!(limits.sign_in_allowed(from, None), Err(Refused::Own(_))));
     }
 
     #[test]
@@ -270,7 +481,8 @@ mod tests {
     #[test]
     fn a_place_is_free_again_once_it_is_dropped() {
         let config = LimitsConfig { sockets_per_user: 2, ..LimitsConfig::default() };
-        let limits = Limits::new(Some(&config), Arc::new(ManualClock::default()));
+        let clock = Arc::new(ManualClock::default());
+        let limits = Limits::new(Some(&config), clock);
         let first = limits.socket_of(user(1));
         let second = limits.socket_of(user(1));
         assert!(first.is_ok() && second.is_ok());

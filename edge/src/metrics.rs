@@ -106,6 +106,14 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Sockets refused because as many were open as may be, by what they were counted by.
     pub sockets_refused: IntCounterVec,
+    /// Connections closed before anything was read of them, by reason.
+    pub connections_refused: IntCounterVec,
+    /// What clients have done that counts against them, by kind.
+    pub offences: IntCounterVec,
+    /// Shut-outs that began here, by who is shut out and for what.
+    pub shut_outs: IntCounterVec,
+    /// Addresses and accounts that are shut out.
+    pub shut_outs_in_force: IntGauge,
 }
 
 impl Metrics {
@@ -140,6 +148,22 @@ impl Metrics {
                 "Sockets refused because as many were open as may be, by what they are counted by.",
                 &["limit"],
             )?,
+            connections_refused: counter(
+                "posthaste_edge_connections_refused_total",
+                "Connections closed before anything was read of them, by reason.",
+                &["reason"],
+            )?,
+            offences: counter(
+                "posthaste_edge_offences_total",
+                "What clients have done that counts against them, by kind.",
+                &["offence"],
+            )?,
+            shut_outs: counter(
+                "posthaste_edge_shut_outs_total",
+                "Shut-outs that began here, by who is shut out (address or account) and for what.",
+                &["subject", "offence"],
+            )?,
+            shut_outs_in_force: IntGauge::new("posthaste_edge_shut_outs", "Addresses and accounts that are shut out.")?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.request_seconds.clone()))?;
@@ -148,6 +172,10 @@ impl Metrics {
         registry.register(Box::new(metrics.hashing_depth.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.sockets_refused.clone()))?;
+        registry.register(Box::new(metrics.connections_refused.clone()))?;
+        registry.register(Box::new(metrics.offences.clone()))?;
+        registry.register(Box::new(metrics.shut_outs.clone()))?;
+        registry.register(Box::new(metrics.shut_outs_in_force.clone()))?;
         Ok(metrics)
     }
 }

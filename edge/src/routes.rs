@@ -7,13 +7,15 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
+use store::shut_outs::Subject;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::App;
 use crate::config::Scheme;
 use crate::error::{Code, Error};
+use crate::extract::{Account, address};
 
 mod auth;
 mod devices;
@@ -28,7 +30,7 @@ mod socket;
 mod users;
 mod wellknown;
 
-pub(crate) use messages::MIME_MAX_BYTES;
+pub(crate) use messages::{MIME_MAX_BYTES, check as check_content};
 
 /// Answers of the API are data: nothing in them is to be run, shown or framed.
 const API_POLICY: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -76,20 +78,30 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Gives each request an id, writes its problem if it has one, counts it.
-async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Gives each request an id, writes its problem if it has one, counts it, and what of it counts against its caller. Who is
+/// shut out gets no further.
+async fn finish(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let began = app.deps.clock.elapsed();
     let id = app.ids.next().to_string();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("none".to_owned(), |path| path.as_str().to_owned());
-    let mut response = next.run(request).await;
+    let from = app.at(address(&app, request.extensions(), request.headers()));
+    let account = Account::default();
+    request.extensions_mut().insert(account.clone());
+    let mut response = match app.shut_out(from) {
+        Some(wait) => Error::rate_limited(wait).into_response(),
+        None => next.run(request).await,
+    };
     let error = response.extensions_mut().remove::<Error>();
     let bare = || {
         let typed = response.headers().contains_key("content-type");
         Code::of_status(response.status()).filter(|_| !typed).map(|code| Error::new(code, "the request is not right"))
     };
     if let Some(error) = error.or_else(bare) {
+        if let Some(offence) = error.offence {
+            app.offended(account.get().map_or(from, Subject::Account), offence);
+        }
         if error.code == Code::Internal {
             tracing::error!(request = %id, %route, "a request failed");
         }

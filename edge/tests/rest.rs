@@ -746,7 +746,7 @@ async fn limits_count_the_address_that_a_trusted_proxy_names_and_nobody_elses_wo
         w.send(request).await
     };
     sign_up("10.0.0.1:5000", "198.51.100.1", "one").await.is(201);
-    sign_up("10.0.0.2:5000", "198.51.100.2", "two").await.is(201);
+    sign_up("10.0.0.2:5000", "198.51.101.2", "two").await.is(201);
     sign_up("10.0.0.1:5000", "1.2.3.4, 198.51.100.1", "three").await.fails(429, "rate_limited");
     sign_up("203.0.113.1:5000", "198.51.100.3", "four").await.is(201);
     sign_up("203.0.113.1:5000", "198.51.100.4", "five").await.fails(429, "rate_limited");

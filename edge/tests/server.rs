@@ -208,7 +208,7 @@ async fn an_address_has_so_many_sockets_and_each_that_ends_makes_room() {
             }
             other => panic!("{end}: {other:?}"),
         }
-        assert!(s.socket_from("127.0.0.2").await.is_ok(), "another address has places of its own");
+        assert!(s.socket_from("127.0.1.1").await.is_ok(), "another address has places of its own");
         s.world.get(&ada, "/v1/me").await.is(200);
         match end {
             "left" => {}

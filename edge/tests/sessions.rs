@@ -12,14 +12,14 @@ use axum::body::Body;
 use axum::http::Request;
 use common::{Person, World};
 use edge::auth::Identity;
-use edge::limits::Place;
+use edge::limits::{Bucket, Place};
 use edge::socket::Gate;
 use edge::socket::frames::Link;
 use edge::socket::session::{self, Context};
 use edge::{App, Config};
 use futures_util::{SinkExt as _, StreamExt as _};
-use schemas::UserId;
 use schemas::limits::FRAME_MAX_BYTES;
+use schemas::{RoomId, UserId};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, DuplexStream};
 use tokio::task::JoinHandle;
@@ -270,8 +270,14 @@ impl Gate for TooLate {
     fn next_id(&self) -> uuid::Uuid {
         Gate::next_id(&*self.app)
     }
-    fn allow_send(&self, user: UserId) -> Result<(), u32> {
-        self.app.allow_send(user)
+    fn allow_frame(&self, user: UserId, allowance: &mut Option<Bucket>) -> Result<(), u32> {
+        self.app.allow_frame(user, allowance)
+    }
+    fn allow_send(&self, user: UserId, room: RoomId) -> Result<(), u32> {
+        self.app.allow_send(user, room)
+    }
+    fn hello_timeout(&self) -> Duration {
+        self.app.hello_timeout()
     }
     fn allow_socket(&self, user: UserId) -> Result<Place<UserId>, u32> {
         self.app.allow_socket(user)

@@ -167,6 +167,8 @@ fn as_tungstenite_reads(bytes: &[u8], (ours, fault): &(Vec<Incoming>, Fault)) {
                 }
                 return;
             }
+            // They take any number.
+            (None, _) if *fault == Fault::TooManyFrames => return,
             (None, Err(error)) => {
                 let at_the_end = matches!(
                     error,

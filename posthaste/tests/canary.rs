@@ -65,7 +65,7 @@ async fn accounts(api: &Api, secrets: &mut Secrets) -> (Person, Person) {
         secrets.of(&tokens);
         let token = tokens["access_token"].as_str().map(str::to_owned);
         let id = tokens["user"]["id"].as_str().unwrap().to_owned();
-        people.push(Person { api: Api { address: api.address, token }, id, tokens });
+        people.push(Person { api: Api { token, ..api.clone() }, id, tokens });
     }
     let taken = json!({"username": "ada", "password": password});
     api.post("/v1/auth/sign-up", taken).await.unwrap().refused(409, "username_taken").unwrap();

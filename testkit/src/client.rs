@@ -1,6 +1,6 @@
 //! A client for tests: the public protocol as it is on the wire, JSON in and out, every wait bounded.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
@@ -55,8 +55,18 @@ impl Reply {
 pub struct Api {
     /// Where it listens.
     pub address: SocketAddr,
+    /// The address of this machine to come from; `None`: whichever.
+    pub from: Option<IpAddr>,
     /// Access token.
     pub token: Option<String>,
+}
+
+/// Connects, from this address if one is given.
+pub async fn dial(address: SocketAddr, from: Option<IpAddr>) -> std::io::Result<TcpStream> {
+    let Some(from) = from else { return TcpStream::connect(address).await };
+    let socket = if from.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(address).await
 }
 
 /// A person who has signed up.
@@ -79,7 +89,7 @@ pub fn new_id() -> String {
 impl Api {
     /// Calls as nobody.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, token: None }
+        Self { address, from: None, token: None }
     }
 
     /// One call.
@@ -105,7 +115,7 @@ impl Api {
     }
 
     async fn exchange(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Reply> {
-        let stream = TcpStream::connect(self.address).await.context("connect")?;
+        let stream = dial(self.address, self.from).await.context("connect")?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.address.to_string());
@@ -157,7 +167,7 @@ impl Api {
             Value::String(id) => id.clone(),
             user => user["id"].as_str().context("a user id")?.to_owned(),
         };
-        Ok(Person { api: Self { address: self.address, token: Some(token) }, id, tokens })
+        Ok(Person { api: Self { token: Some(token), ..self.clone() }, id, tokens })
     }
 }
 
@@ -178,7 +188,7 @@ impl Person {
 
     /// Opens a socket and reads up to `live`; answers the frames between `welcome` and it as well.
     pub async fn connect(&self, hello: Value) -> Result<(Wire, Vec<Value>)> {
-        let mut wire = Wire::open(self.api.address).await?;
+        let mut wire = Wire::open_from(self.api.address, self.api.from).await?;
         let mut hello = hello;
         hello["type"] = "hello".into();
         hello["token"] = self.api.token.clone().into();
@@ -198,6 +208,13 @@ impl Wire {
     /// Opens a socket without a word.
     pub async fn open(address: SocketAddr) -> Result<Self> {
         Self::open_with(address, &[]).await.map_err(Into::into)
+    }
+
+    /// Opens a socket from this address.
+    pub async fn open_from(address: SocketAddr, from: Option<IpAddr>) -> Result<Self> {
+        let request = format!("ws://{address}/v1/socket").into_client_request()?;
+        let stream = MaybeTlsStream::Plain(dial(address, from).await?);
+        Ok(Self { stream: tokio_tungstenite::client_async(request, stream).await?.0 })
     }
 
     /// Opens a socket with these headers.

@@ -1,6 +1,5 @@
 //! Signing up, in and out, and new tokens for old.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use schemas::DeviceId;
 use serde::Deserialize;
 use store::accounts::{Account, Taken};
 use store::devices::{self, RevocationReason};
+use store::shut_outs::Network;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
@@ -18,6 +18,7 @@ use crate::App;
 use crate::accounts;
 use crate::auth::password::{PASSWORD_MAX_BYTES, Verdict};
 use crate::auth::refresh::{RefreshToken, Refreshed, refresh as spend};
+use crate::blocks::Offence;
 use crate::error::{Code, Error, Result};
 use crate::extract::{Address, Body, Caller};
 use crate::forms;
@@ -123,7 +124,7 @@ pub(crate) async fn sign_up(
     let display_name = input.display_name.unwrap_or_default();
     let display_name = accounts::text("display_name", &display_name, accounts::DISPLAY_NAME_MAX_CHARS)?;
     let device = device_name(input.device_name)?;
-    app.limits.sign_up_allowed(from).map_err(Error::rate_limited)?;
+    app.limits.sign_up_allowed(from).map_err(too_often)?;
     // Before the hash, which costs a hundred times as much; creating it settles who is first.
     if app.deps.store.account_by_username(&username).await?.is_some() {
         return Err(taken(Taken::Username));
@@ -186,6 +187,12 @@ fn device_name(name: Option<String>) -> Result<String> {
     accounts::text("device_name", &name.unwrap_or_default(), DEVICE_NAME_MAX_CHARS)
 }
 
+/// A try above the rate: of this address, or for this account. Whoever tries passwords at an account from here is counted
+/// here; its owner, who has the right one, is refused as well while others try, but does not try a hundred times.
+fn too_often(wait: Duration) -> Error {
+    Error::rate_limited(wait).counted_as(Offence::Credentials)
+}
+
 fn taken(taken: Taken) -> Error {
     match taken {
         Taken::Username => Error::new(Code::UsernameTaken, "another account has this username"),
@@ -194,12 +201,15 @@ fn taken(taken: Taken) -> Error {
 }
 
 /// The account, if the password is its own. Whoever is unknown costs the same time.
-async fn check(app: &App, from: IpAddr, account: Option<Account>, password: String) -> Result<Account> {
+async fn check(app: &App, from: Network, account: Option<Account>, password: String) -> Result<Account> {
     let id = account.as_ref().map(|account| account.id);
-    app.limits.sign_in_allowed(from, id).map_err(Error::rate_limited)?;
+    app.limits.sign_in_allowed(from, id).map_err(|refused| too_often(refused.wait()))?;
     let phc = account.as_ref().and_then(|account| account.password_hash.clone());
-    let verdict = app.passwords.verify(password.clone(), phc).await?;
-    match (account, verdict) {
+    let verdict = app.passwords.verify(password.clone(), phc).await;
+    if !matches!(verdict, Ok(Verdict::Wrong)) {
+        app.limits.sign_in_was_none(from, id);
+    }
+    match (account, verdict?) {
         (Some(account), Verdict::Right) => Ok(account),
         (Some(account), Verdict::RightButOld) => {
             let hash = app.passwords.hash(password, app.ids.secret()).await?;
@@ -207,7 +217,6 @@ async fn check(app: &App, from: IpAddr, account: Option<Account>, password: Stri
             Ok(account)
         }
         _ => {
-            app.limits.sign_in_failed(from, id);
             app.metrics.auth_failures.with_label_values(&[Code::InvalidCredentials.as_str()]).inc();
             Err(Error::new(Code::InvalidCredentials, "e-mail, username or password do not fit together"))
         }
@@ -215,9 +224,9 @@ async fn check(app: &App, from: IpAddr, account: Option<Account>, password: Stri
 }
 
 /// Creates an account under an unknown address, with a username after it.
-async fn sign_up_by_email(app: &App, from: IpAddr, email: &str, password: String) -> Result<(Account, StatusCode)> {
+async fn sign_up_by_email(app: &App, from: Network, email: &str, password: String) -> Result<(Account, StatusCode)> {
     let password = accounts::password(password)?;
-    app.limits.sign_up_allowed(from).map_err(Error::rate_limited)?;
+    app.limits.sign_up_allowed(from).map_err(too_often)?;
     let hash = app.passwords.hash(password.clone(), app.ids.secret()).await?;
     let base = accounts::derived_username(email);
     let mut account = Account {

@@ -81,7 +81,7 @@ pub(crate) async fn send(
         return Err(Error::invalid("reply_to", "the first event is 1"));
     }
     let room = app.resolve(&room).await?;
-    app.limits.send_allowed(user).map_err(Error::rate_limited)?;
+    app.limits.send_allowed(user, room).map_err(Error::refused)?;
     let message = Message { content, reply_to: input.reply_to };
     match app.act(user, Some(id), room, Action::Send(message)).await? {
         Acted::Now(event) => Ok((StatusCode::CREATED, Json(EventView::of(&event, Some(user))))),
@@ -124,7 +124,7 @@ pub(crate) async fn history(
 }
 
 /// What can be said of a content without knowing the room.
-fn check(content: &Content) -> Result<()> {
+pub(crate) fn check(content: &Content) -> Result<()> {
     if content.size_bytes() > CONTENT_MAX_BYTES {
         return Err(Error::new(Code::TooLarge, "the content is over 64 KiB"));
     }

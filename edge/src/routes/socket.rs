@@ -1,25 +1,26 @@
 //! From HTTP to a socket: who may open one; the rest is [`crate::socket`].
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use prometheus::IntGauge;
-use schemas::UserId;
+use schemas::{RoomId, UserId};
+use store::shut_outs::{Network, Subject};
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use crate::App;
 use crate::auth::Identity;
+use crate::blocks::Offence;
 use crate::error::{Code, Error, Result};
 use crate::extract::Address;
-use crate::limits::Place;
-use crate::socket::Gate;
+use crate::guard::wait_ms;
+use crate::limits::{Bucket, Place, Refused};
 use crate::socket::session::Context;
 use crate::socket::upgrade::{NotASocket, upgrade};
+use crate::socket::{Gate, Kept};
 
 #[async_trait]
 impl Gate for App {
@@ -35,32 +36,55 @@ impl Gate for App {
         self.ids.next()
     }
 
-    fn allow_send(&self, user: UserId) -> Result<(), u32> {
-        self.limits.send_allowed(user).map_err(wait_ms)
-    }
-
-    fn allow_socket(&self, user: UserId) -> Result<Place<UserId>, u32> {
-        self.limits.socket_of(user).map_err(|wait| {
-            self.metrics.sockets_refused.with_label_values(&["user"]).inc();
+    fn allow_frame(&self, user: UserId, allowance: &mut Option<Bucket>) -> Result<(), u32> {
+        self.limits.frame_allowed(allowance).map_err(|wait| {
+            self.offended(Subject::Account(user), Offence::Flood);
             wait_ms(wait)
         })
     }
-}
 
-fn wait_ms(wait: Duration) -> u32 {
-    u32::try_from(wait.as_millis().max(1)).unwrap_or(u32::MAX)
+    fn allow_send(&self, user: UserId, room: RoomId) -> Result<(), u32> {
+        self.limits.send_allowed(user, room).map_err(|refused| {
+            if let Refused::Own(_) = refused {
+                self.offended(Subject::Account(user), Offence::Flood);
+            }
+            wait_ms(refused.wait())
+        })
+    }
+
+    fn allow_socket(&self, user: UserId) -> Result<Place<UserId>, u32> {
+        if let Some(wait) = self.shut_out(Subject::Account(user)) {
+            return Err(wait_ms(wait));
+        }
+        self.limits.socket_of(user).map_err(|wait| {
+            self.metrics.sockets_refused.with_label_values(&["user"]).inc();
+            self.offended(Subject::Account(user), Offence::Flood);
+            wait_ms(wait)
+        })
+    }
+
+    fn hello_timeout(&self) -> Duration {
+        self.config.hello_timeout()
+    }
 }
 
 /// What a socket holds for as long as it lives, from its upgrade on.
-struct Kept {
-    _place: Place<IpAddr>,
+struct Held {
+    app: Arc<App>,
+    from: Network,
+    _place: Place<Network>,
     _seat: OwnedSemaphorePermit,
-    connections: IntGauge,
 }
 
-impl Drop for Kept {
+impl Kept for Held {
+    fn offended(&self, account: Option<UserId>, offence: Offence) {
+        self.app.offended(account.map_or(Subject::Address(self.from), Subject::Account), offence);
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
-        self.connections.dec();
+        self.app.metrics.connections.dec();
     }
 }
 
@@ -86,11 +110,10 @@ pub(crate) async fn open_socket(
     let seat = app.sockets.clone().try_acquire_owned().map_err(|_| Error::unavailable())?;
     let place = app.limits.socket_from(from).map_err(|wait| {
         app.metrics.sockets_refused.with_label_values(&["address"]).inc();
-        Error::rate_limited(wait)
+        Error::refused(Refused::Own(wait))
     })?;
-    let connections = app.metrics.connections.clone();
-    connections.inc();
-    let kept = Kept { _place: place, _seat: seat, connections };
+    app.metrics.connections.inc();
+    let kept = Held { app: app.clone(), from, _place: place, _seat: seat };
     let context = Context { hub: app.hub.clone(), gate: app };
     match upgrade(request, context, kept) {
         Ok(response) => Ok(response),

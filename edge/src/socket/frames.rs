@@ -4,17 +4,25 @@
 use std::future::poll_fn;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use schemas::limits::FRAME_MAX_BYTES;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 /// Most bytes of one read, on the stack: any frame but a large message's, and several receipts at once.
 const READ_BYTES: usize = 4 * 1_024;
 
 /// Largest payload of a control frame (section 5.5).
 const CONTROL_MAX_BYTES: usize = 125;
+
+/// Most frames of one message: many times what the largest one has with any library, and an end to empty ones.
+const FRAGMENTS_MAX: u32 = 1_024;
+
+/// Time from a message's first byte to its last: the largest one at 7 KiB/s. What has come of it takes memory meanwhile.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a client says.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +51,12 @@ pub enum Fault {
     /// A message over the limit.
     #[error("too large")]
     TooLarge,
+    /// A message in too many frames.
+    #[error("too many frames")]
+    TooManyFrames,
+    /// A message that was begun and does not come to its end.
+    #[error("too slow")]
+    TooSlow,
 }
 
 /// A connection to a client: what it says comes out of it in frames; what it is told is written to the stream.
@@ -72,13 +86,23 @@ impl<S: AsyncRead + Unpin> Link<S> {
 struct Frames {
     /// Read, and not understood yet: the beginning of a frame, or frames that came together with the last one.
     read: Vec<u8>,
-    /// Text of a message that comes in several frames.
-    begun: Option<Vec<u8>>,
+    /// A message that comes in several frames; boxed, for that is rare.
+    begun: Option<Box<Begun>>,
+    /// Runs from the first byte of a message that is not whole yet to its end; room for it is made only then.
+    overdue: Option<Pin<Box<Sleep>>>,
+}
+
+/// A message that comes in several frames.
+#[derive(Debug)]
+struct Begun {
+    text: Vec<u8>,
+    /// How many have come.
+    frames: u32,
 }
 
 impl Frames {
     fn new(read: &[u8]) -> Self {
-        Self { read: read.to_vec(), begun: None }
+        Self { read: read.to_vec(), begun: None, overdue: None }
     }
 
     fn poll_next<S: AsyncRead + Unpin>(
@@ -88,11 +112,17 @@ impl Frames {
     ) -> Poll<Result<Incoming, Fault>> {
         loop {
             if let Some(incoming) = self.take()? {
+                if self.is_idle() || matches!(incoming, Incoming::Text(_)) {
+                    self.overdue = None;
+                }
                 return Poll::Ready(Ok(incoming));
             }
             let mut space = [MaybeUninit::uninit(); READ_BYTES];
             let mut space = ReadBuf::uninit(&mut space);
-            ready!(Pin::new(&mut *stream).poll_read(context, &mut space)).map_err(|_| Fault::Gone)?;
+            match Pin::new(&mut *stream).poll_read(context, &mut space) {
+                Poll::Ready(read) => read.map_err(|_| Fault::Gone)?,
+                Poll::Pending => return self.poll_overdue(context),
+            }
             if space.filled().is_empty() {
                 return Poll::Ready(Err(Fault::Gone));
             }
@@ -100,11 +130,25 @@ impl Frames {
         }
     }
 
+    /// Whether nothing is on its way.
+    fn is_idle(&self) -> bool {
+        self.read.is_empty() && self.begun.is_none()
+    }
+
+    /// Waits for a message that has been begun only so long.
+    fn poll_overdue<T>(&mut self, context: &mut Context<'_>) -> Poll<Result<T, Fault>> {
+        if self.is_idle() {
+            return Poll::Pending;
+        }
+        let overdue = self.overdue.get_or_insert_with(|| Box::pin(sleep(MESSAGE_TIMEOUT)));
+        overdue.as_mut().poll(context).map(|()| Err(Fault::TooSlow))
+    }
+
     /// The next message of what has been read.
     fn take(&mut self) -> Result<Option<Incoming>, Fault> {
         while let Some(head) = Head::parse(&self.read)? {
             let so_far = match head.kind {
-                Kind::More => self.begun.as_ref().map_or(0, Vec::len),
+                Kind::More => self.begun.as_ref().map_or(0, |begun| begun.text.len()),
                 _ => 0, // A control frame in between is no part of the message.
             };
             // Told by the head alone: no room is made for what will be refused.
@@ -133,11 +177,13 @@ impl Frames {
 
     /// Puts a frame to what came before it.
     fn put(&mut self, head: &Head, payload: Vec<u8>) -> Result<Option<Incoming>, Fault> {
-        let text = match (head.kind, self.begun.take()) {
-            (Kind::Text, None) => payload,
-            (Kind::More, Some(mut text)) => {
-                text.extend_from_slice(&payload);
-                text
+        let mut message = match (head.kind, self.begun.take()) {
+            (Kind::Text, None) if head.last => return text(payload).map(Some),
+            (Kind::Text, None) => Box::new(Begun { text: payload, frames: 1 }),
+            (Kind::More, Some(mut begun)) => {
+                begun.text.extend_from_slice(&payload);
+                begun.frames += 1;
+                begun
             }
             (Kind::Text | Kind::More, _) => return Err(Fault::BadFrame),
             (Kind::Binary, _) => return Ok(Some(Incoming::Binary)),
@@ -151,12 +197,19 @@ impl Frames {
                 }));
             }
         };
-        if !head.last {
-            self.begun = Some(text);
-            return Ok(None);
+        if head.last {
+            return text(std::mem::take(&mut message.text)).map(Some);
         }
-        String::from_utf8(text).map(|text| Some(Incoming::Text(text))).map_err(|_| Fault::BadFrame)
+        if message.frames >= FRAGMENTS_MAX {
+            return Err(Fault::TooManyFrames);
+        }
+        self.begun = Some(message);
+        Ok(None)
     }
+}
+
+fn text(bytes: Vec<u8>) -> Result<Incoming, Fault> {
+    String::from_utf8(bytes).map(Incoming::Text).map_err(|_| Fault::BadFrame)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,7 +375,7 @@ mod tests {
                 }
             }
             cuts.sort_unstable();
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             let (heard, fault) = runtime.block_on(all(&bytes, &cuts));
             prop_assert_eq!(heard, expected);
             prop_assert_eq!(fault, Fault::Gone);
@@ -366,6 +419,49 @@ mod tests {
         let mut frames = Frames::new(&largest);
         assert!(matches!(frames.take(), Ok(Some(Incoming::Ping(_)))));
         assert!(matches!(frames.take(), Ok(Some(Incoming::Text(_)))));
+    }
+
+    #[test]
+    fn a_message_has_only_so_many_frames_however_small() {
+        let message = |frames: u32| {
+            let mut bytes = frame(0x01, b"");
+            (2..frames).for_each(|_| bytes.extend(frame(0x00, b"")));
+            bytes.extend(frame(0x80, b""));
+            bytes
+        };
+        let mut frames = Frames::new(&message(FRAGMENTS_MAX).repeat(2));
+        for _ in 0..2 {
+            assert!(matches!(frames.take(), Ok(Some(Incoming::Text(_)))));
+        }
+        assert!(matches!(Frames::new(&message(FRAGMENTS_MAX + 1)).take(), Err(Fault::TooManyFrames)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_must_come_to_its_end_in_time_whatever_comes_in_between() {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut link = Link::new(server, &[]);
+        let trickle = async {
+            tokio::time::sleep(MESSAGE_TIMEOUT * 2).await;
+            client.write_all(&frame(0x01, b"x")).await.unwrap();
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                client.write_all(&[frame(0x00, b"x"), frame(0x8A, b"")].concat()).await.unwrap();
+            }
+        };
+        let began = tokio::time::Instant::now();
+        let heard = async {
+            loop {
+                match link.next().await {
+                    Ok(incoming) => assert_eq!(incoming, Incoming::Pong),
+                    Err(fault) => return fault,
+                }
+            }
+        };
+        let fault = tokio::select! {
+            fault = heard => fault,
+            () = trickle => unreachable!("it never ends"),
+        };
+        assert_eq!((fault, began.elapsed()), (Fault::TooSlow, MESSAGE_TIMEOUT * 3), "silence before it is no matter");
     }
 
     #[test]

@@ -16,7 +16,8 @@ use schemas::{CommandId, DeviceId, Event, EventKind, RoomId, Seq, SessionId, Tim
 use tokio::sync::Notify;
 
 use super::splice::{Offer, RoomCursor};
-use super::wire;
+use super::{Gate, wire};
+use crate::limits::Bucket;
 
 /// Commands of one socket whose outcome is not known yet; more are refused as `rate_limited`.
 const IN_FLIGHT_MAX: usize = 1_000;
@@ -43,6 +44,9 @@ pub struct Socket {
     /// Second of the last sign of life.
     signalled_s: AtomicU32,
     wake: Notify,
+    /// What is left of the frames that it may send. Apart from the state, which is to be had while it is locked: whoever
+    /// is shut out for too many frames has this socket closed.
+    allowance: Mutex<Option<Bucket>>,
     state: Mutex<State>,
 }
 
@@ -153,6 +157,7 @@ impl Socket {
             heard_s: AtomicU32::new(0),
             signalled_s: AtomicU32::new(u32::MAX),
             wake: Notify::new(),
+            allowance: Mutex::default(),
             state: Mutex::new(State { expires_at, ..State::default() }),
         }
     }
@@ -165,6 +170,11 @@ impl Socket {
     /// Waits until there is something to write or to do.
     pub async fn woken(&self) {
         self.wake.notified().await;
+    }
+
+    /// Takes one frame from what the client may send; else how many ms to wait.
+    pub fn allow_frame(&self, gate: &dyn Gate) -> Result<(), u32> {
+        gate.allow_frame(self.user, &mut self.allowance.lock())
     }
 
     /// The client was heard now.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use schemas::frame::{ClientFrame, Control, FrameLimits, Hello, close};
-use schemas::limits::{COMMAND_DEADLINE, CONTENT_MAX_BYTES, HEARTBEAT, HELLO_TIMEOUT};
+use schemas::limits::{COMMAND_DEADLINE, FRAME_MAX_BYTES, HEARTBEAT};
 use schemas::link::{Lane, Unavailable};
 use schemas::message::{Content, Message as Text};
 use schemas::outcome::RejectCode;
@@ -22,16 +22,19 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::frames::{Fault, Incoming, Link};
 use super::outbox::Socket;
-use super::{Gate, catch_up, wire};
+use super::{Gate, Kept, catch_up, wire};
 use crate::auth::Identity;
+use crate::blocks::Offence;
 use crate::hub::Hub;
 use crate::limits::Place;
-
-/// A client that takes nothing for so long is cut (I9).
-const WRITE_STALL: Duration = Duration::from_secs(10);
+use crate::routes::check_content;
+use crate::server::watched::WRITE_STALL;
 
 /// Time for a client to take its close frame and to answer it.
 const PARTING: Duration = Duration::from_secs(2);
+
+/// What is read away of a client that is told to go because it can't be understood.
+const PARTING_MAX_BYTES: u64 = FRAME_MAX_BYTES as u64;
 
 /// Pause before reading again what could not be read.
 const RETRY: Duration = Duration::from_millis(250);
@@ -65,13 +68,19 @@ pub fn run<S, K>(
 ) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    K: Send + 'static,
+    K: Kept,
 {
     async move {
-        let _ = &kept;
         let end = match Box::pin(open(&mut link, &context, bearer)).await {
-            Ok((inside, beginning)) => serve(&mut link, &context, &inside.socket, beginning).await,
-            Err(end) => end,
+            Ok((inside, beginning)) => {
+                let end = serve(&mut link, &context, &inside.socket, beginning).await;
+                end.blame(&kept, Some(inside.socket.user));
+                end
+            }
+            Err(end) => {
+                end.blame(&kept, None);
+                end
+            }
         };
         if !matches!(end, End::Gone) {
             Box::pin(part(&mut link, &context, end)).await;
@@ -89,12 +98,28 @@ enum End {
     Closed(u16, Option<u32>),
 }
 
+impl End {
+    /// Tells what of this end counts against the client.
+    fn blame(&self, kept: &impl Kept, account: Option<UserId>) {
+        let offence = match self {
+            Self::Closed(close::BAD_FRAME, _) => Offence::Malformed,
+            Self::Closed(close::TOO_LARGE, _) => Offence::Oversized,
+            Self::Closed(close::NO_HELLO, _) => Offence::Slow,
+            Self::Closed(close::TOKEN_INVALID, _) if account.is_none() => Offence::Forged,
+            _ => return,
+        };
+        kept.offended(account, offence);
+    }
+}
+
 impl From<Fault> for End {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Gone => Self::Gone,
             Fault::BadFrame => Self::Closed(close::BAD_FRAME, None),
-            Fault::TooLarge => Self::Closed(close::TOO_LARGE, None),
+            Fault::TooLarge | Fault::TooManyFrames => Self::Closed(close::TOO_LARGE, None),
+            // Nothing whole has been heard for too long.
+            Fault::TooSlow => Self::Closed(close::HEARTBEAT_MISSED, None),
         }
     }
 }
@@ -121,7 +146,7 @@ async fn open<'a, S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let hello = tokio::time::timeout(HELLO_TIMEOUT, first_frame(link)).await;
+    let hello = tokio::time::timeout(context.gate.hello_timeout(), first_frame(link)).await;
     let hello = hello.unwrap_or(Err(End::Closed(close::NO_HELLO, None)))?;
     let (inside, identity) = admit(context, &hello, bearer).await?;
     let beginning = Box::pin(begin(context.clone(), Arc::clone(&inside.socket), hello, identity));
@@ -390,14 +415,16 @@ where
             match link.next().await {
                 Ok(Incoming::Close(_)) | Err(Fault::Gone) => return Ok(()),
                 Ok(_) => {}
-                Err(Fault::BadFrame | Fault::TooLarge) => break,
+                Err(_) => break,
             }
         }
         // What comes now can't be understood any more. It is taken all the same: a connection that is closed with bytes
         // unread is reset, and the client might never read why.
         link.stream.shutdown().await?;
         let mut unread = [0; 1_024];
-        while link.stream.read(&mut unread).await? > 0 {}
+        // But not without end: what is left of one message, or of what the network still holds of it.
+        let mut rest = (&mut link.stream).take(PARTING_MAX_BYTES);
+        while rest.read(&mut unread).await? > 0 {}
         std::io::Result::Ok(())
     };
     // A client that does not answer within this time has its connection cut: nothing of ours is lost by it.
@@ -414,8 +441,11 @@ fn took<'a>(
     incoming: Result<Incoming, Fault>,
 ) -> Result<Option<Rest<'a>>, End> {
     socket.heard(context.hub.elapsed_s());
-    match incoming? {
-        Incoming::Text(text) => return Ok(handle(context, socket, &text)),
+    let incoming = incoming?;
+    let allowed = socket.allow_frame(&*context.gate);
+    match incoming {
+        Incoming::Text(text) => return Ok(handle(context, socket, &text, allowed)),
+        Incoming::Ping(_) if allowed.is_err() => {}
         // Where too much waits already this client takes nothing, and pings to no end.
         Incoming::Ping(payload) => socket.push(wire::pong(&payload), true),
         Incoming::Pong => {}
@@ -425,8 +455,8 @@ fn took<'a>(
     Ok(None)
 }
 
-/// One client frame.
-fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str) -> Option<Rest<'a>> {
+/// One client frame; `allowed`: whether it is within the socket's limit, else how many ms to wait.
+fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str, allowed: Result<(), u32>) -> Option<Rest<'a>> {
     let frame = match ClientFrame::parse(text) {
         Ok(frame) => frame,
         Err(error) => {
@@ -435,6 +465,16 @@ fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str) -> Opti
         }
     };
     let hub = &context.hub;
+    if let Err(wait_ms) = allowed {
+        let code = RejectCode::RateLimited;
+        if let ClientFrame::Send { room, client_msg_id, .. } = frame {
+            reject(context, socket, (room, client_msg_id), code, "too many frames", Some(wait_ms));
+        } else {
+            hub.metrics().refused.with_label_values(&[code.as_str()]).inc();
+            error(socket, code.as_str(), "too many frames");
+        }
+        return None;
+    }
     match frame {
         ClientFrame::Send { room, client_msg_id, content, reply_to } => {
             return Some(Box::pin(send(context, socket, room, client_msg_id, content, reply_to)));
@@ -493,6 +533,20 @@ fn error(socket: &Socket, code: &str, detail: &str) {
     socket.push(wire::control(Control::Error { code: code.into(), detail: detail.into() }), true);
 }
 
+/// Says that a message has not been taken.
+fn reject(
+    context: &Context,
+    socket: &Socket,
+    (room, client_msg_id): (RoomId, CommandId),
+    code: RejectCode,
+    detail: &str,
+    retry_after_ms: Option<u32>,
+) {
+    context.hub.metrics().refused.with_label_values(&[code.as_str()]).inc();
+    let detail = detail.to_owned();
+    socket.push(wire::control(Control::Rejected { client_msg_id, room, code, detail, retry_after_ms }), false);
+}
+
 /// A message into a room.
 async fn send(
     context: &Context,
@@ -503,18 +557,16 @@ async fn send(
     reply_to: Option<Seq>,
 ) {
     let reject = |code: RejectCode, detail: &str, retry_after_ms: Option<u32>| {
-        context.hub.metrics().refused.with_label_values(&[code.as_str()]).inc();
-        let detail = detail.to_owned();
-        socket.push(wire::control(Control::Rejected { client_msg_id, room, code, detail, retry_after_ms }), false);
+        reject(context, socket, (room, client_msg_id), code, detail, retry_after_ms);
     };
     let hub = &context.hub;
     if socket.is_leaving() {
         return reject(RejectCode::Unavailable, "this server is stopping, send again elsewhere", Some(1_000));
     }
-    if content.size_bytes() > CONTENT_MAX_BYTES {
-        return reject(RejectCode::TooLarge, "the content is over the limit", None);
+    if let Err(fault) = check_content(&content) {
+        return reject(fault.reject_code(), &fault.detail, None);
     }
-    if let Err(retry_after_ms) = context.gate.allow_send(socket.user) {
+    if let Err(retry_after_ms) = context.gate.allow_send(socket.user, room) {
         return reject(RejectCode::RateLimited, "too many sends", Some(retry_after_ms));
     }
     let now: Timestamp = hub.deps().clock.now();

@@ -8,8 +8,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::Kept;
 use super::frames::Link;
 use super::session::{self, Context};
+use crate::server::watched::Watched;
 
 /// Why a request is no WebSocket handshake of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +24,7 @@ pub enum NotASocket {
 
 /// Answers the handshake and starts a session once the connection is the socket's, which keeps `kept` as long as it
 /// lives. The caller has checked the Origin.
-pub fn upgrade<K: Send + 'static>(
-    mut request: Request<Body>,
-    context: Context,
-    kept: K,
-) -> Result<Response<Body>, NotASocket> {
+pub fn upgrade<K: Kept>(mut request: Request<Body>, context: Context, kept: K) -> Result<Response<Body>, NotASocket> {
     let headers = request.headers();
     let key = handshake_key(headers).ok_or(NotASocket::NoHandshake)?;
     let subprotocol = subprotocol(headers)?;
@@ -67,12 +65,12 @@ enum Taken {
 
 /// Takes the connection out of hyper, its buffers with it: an idle socket shall not pay for them.
 fn take_over(upgraded: hyper::upgrade::Upgraded) -> Option<Taken> {
-    let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => return Some(Taken::Plain(Link::new(parts.io.into_inner(), &parts.read_buf))),
+    let upgraded = match upgraded.downcast::<TokioIo<Watched<TcpStream>>>() {
+        Ok(parts) => return Some(Taken::Plain(Link::new(parts.io.into_inner().into_inner(), &parts.read_buf))),
         Err(upgraded) => upgraded,
     };
-    let parts = upgraded.downcast::<TokioIo<TlsConnection>>().ok()?;
-    Some(Taken::Tls(Link::new(parts.io.into_inner(), &parts.read_buf)))
+    let parts = upgraded.downcast::<TokioIo<Watched<TlsConnection>>>().ok()?;
+    Some(Taken::Tls(Link::new(parts.io.into_inner().into_inner(), &parts.read_buf)))
 }
 
 fn handshake_key(headers: &HeaderMap) -> Option<String> {
