@@ -5,6 +5,7 @@ mod chat;
 mod config;
 mod issuers;
 mod lag;
+mod operator;
 mod readers;
 mod retention;
 mod shutdown;
@@ -39,6 +40,13 @@ enum Command {
         #[command(flatten)]
         flags: chat::Flags,
     },
+    /// Does what an operator does beside a server that runs; for whoever may read and write its data directory.
+    Admin {
+        #[command(flatten)]
+        flags: operator::Flags,
+        #[command(subcommand)]
+        command: operator::Command,
+    },
     /// Shows the settings.
     Config {
         /// Prints what flags, POSTHASTE_… variables, the file and the defaults come to, secrets masked.
@@ -58,6 +66,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let (flags, print) = match &cli.command {
         Command::Chat { flags } => return chat::run(flags),
+        Command::Admin { flags, command } => return operator::run(flags, command),
         Command::Serve { flags } => (flags, false),
         Command::Config { flags, print } => (flags, *print),
     };
