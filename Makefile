@@ -24,11 +24,12 @@ test: ## Runs every test; each suite prints its time, the last line counts them
 	@scripts/need.sh cargo cc c++ curl jq openssl python3
 	@scripts/test.sh
 
-check: ## Format, lints, documentation, dependencies (bans, licences, sources, unused ones)
+check: ## Format, lints, documentation, its proofs, dependencies (bans, licences, sources, unused ones)
 	@scripts/need.sh cargo rustfmt clippy cc c++ cargo-deny cargo-machete
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
+	scripts/post-office.sh
 	cargo fetch --locked --quiet
 	cargo deny --offline --locked check --hide-inclusion-graph bans licenses sources
 	cargo machete
