@@ -15,6 +15,7 @@ use store::devices::{Device, Devices, RefreshToken, Revocation, RevocationReason
 use store::keys::{Keys, SigningKey};
 use store::memory::MemoryStore;
 use store::rooms::{DirectorySort, Rooms};
+use store::shut_outs::{ShutOut, ShutOuts, Subject};
 use tokio::sync::watch;
 
 /// How one write goes wrong.
@@ -107,6 +108,13 @@ pass!(Keys {
     fn add_signing_key(key: SigningKey, newest: Option<String>) -> Vec<SigningKey>;
     fn retire_signing_key(id: String, at: Timestamp) -> Vec<SigningKey>;
     fn remove_retired_keys(before: Timestamp) -> Vec<SigningKey>;
+});
+
+pass!(ShutOuts {
+    fn shut_out(entries: Vec<ShutOut>) -> ();
+    fn lift_shut_outs(subject: Option<Subject>, at: Timestamp) -> usize;
+    fn shut_outs(after: u64) -> Vec<ShutOut>;
+    fn purge_shut_outs(before: Timestamp, limit: usize) -> usize;
 });
 
 pass!(Rooms {

@@ -17,6 +17,7 @@ use store::devices::{Device, Devices, RefreshToken, Revocation, RevocationReason
 use store::keys::{Keys, SigningKey};
 use store::memory::MemoryStore;
 use store::rooms::{DirectorySort, Rooms};
+use store::shut_outs::{ShutOut, ShutOuts, Subject};
 use stream::memory::MemoryLog;
 use stream::{Consumer, Error, Fetched, Log, Producer, Record, Transaction};
 
@@ -241,6 +242,13 @@ passed_on!(Keys {
     fn add_signing_key(key: SigningKey, newest: Option<String>) -> Vec<SigningKey>;
     fn retire_signing_key(id: String, at: Timestamp) -> Vec<SigningKey>;
     fn remove_retired_keys(before: Timestamp) -> Vec<SigningKey>;
+});
+
+passed_on!(ShutOuts {
+    fn shut_out(entries: Vec<ShutOut>) -> ();
+    fn lift_shut_outs(subject: Option<Subject>, at: Timestamp) -> usize;
+    fn shut_outs(after: u64) -> Vec<ShutOut>;
+    fn purge_shut_outs(before: Timestamp, limit: usize) -> usize;
 });
 
 passed_on!(Rooms {
