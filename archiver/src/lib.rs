@@ -10,6 +10,7 @@ use schemas::{Clock, Offset, Partition, Topic};
 use store::Store;
 use stream::Log;
 
+pub mod audit;
 mod config;
 mod history;
 mod metrics;

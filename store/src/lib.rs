@@ -19,6 +19,7 @@ pub mod memory;
 pub mod rooms;
 pub mod shut_outs;
 pub mod sqlite;
+pub mod stored;
 
 /// What can go wrong, as far as a caller acts on it.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -12,6 +12,7 @@ mod readers;
 mod rooms;
 mod rows;
 mod shut_outs;
+pub mod walk;
 mod writer;
 
 use std::fs::OpenOptions;

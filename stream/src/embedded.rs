@@ -11,6 +11,8 @@ mod queue;
 mod reader;
 mod writer;
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -57,6 +59,15 @@ impl Default for Config {
 
 /// Most partitions of a topic: the number is a part of a row's key.
 pub const PARTITIONS_MAX: u32 = database::PARTITIONS_MAX;
+
+/// From where to where every durable partition of the log in a directory reaches. Changes nothing, and may be asked beside the
+/// process that holds the log.
+///
+/// # Errors
+/// As [`EmbeddedLog::open`].
+pub fn extents(dir: &Path) -> Result<HashMap<(Topic, Partition), Range<Offset>>, OpenError> {
+    Ok(database::look(&dir.join("log.db"))?.into_iter().map(|(id, start, end)| (id, start..end)).collect())
+}
 
 /// The engine. Dropping it ends its threads; what still uses it then gets `Unavailable`.
 pub struct EmbeddedLog {

@@ -2,6 +2,7 @@
 //! carries a checksum over its place as well, and places must join: damage is an error, never a hole or a wrong record.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -352,6 +353,20 @@ pub(super) fn open_reader(file: &Path) -> Result<Connection, OpenError> {
         Ok(connection)
     };
     open().map_err(|source| OpenError::Sqlite { file: file.to_owned(), source })
+}
+
+/// Start and end of every durable partition, read beside whoever holds the log.
+pub(super) fn look(file: &Path) -> Result<Vec<(LaneId, Offset, Offset)>, OpenError> {
+    let refused = |error: Error| match error {
+        Error::Broken(reason) => OpenError::Damaged { file: file.to_owned(), reason },
+        error => OpenError::Io { what: format!("read {}", file.display()), source: io::Error::other(error) },
+    };
+    let connection = open_reader(file)?;
+    let look = || -> Result<_, Error> {
+        let snapshot = connection.unchecked_transaction().map_err(|error| read_error(&error))?;
+        lanes(&snapshot, number(&snapshot, "partitions")?.unwrap_or(0))
+    };
+    look().map_err(refused)
 }
 
 /// Whether SQLite refuses for damage or for its surroundings.
