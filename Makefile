@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test idle-memory fuzz fuzz-merge
+.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory fuzz fuzz-merge
 
 # Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
 DATA ?= ./data
@@ -58,6 +58,13 @@ drain-test: build ## Stops the server with SIGTERM STOPS times in DURATION secon
 
 crash-test: build ## Kills the server with -9 KILLS times in DURATION seconds under a verified load
 	BIN=target/release scripts/crash-test.sh
+
+# How often `make power-loss` cuts; SEED=n repeats its choices.
+POINTS ?= 200
+
+power-loss: ## Cuts the power POINTS=200 times under load, unsynced writes lost and torn, and judges what is left
+	@scripts/need.sh cargo cc
+	POINTS=$(POINTS) cargo test --workspace --locked --test power_loss -- --nocapture --test-threads 1
 
 idle-memory: build ## Measures what an idle socket costs the server's memory, plain and over TLS, at USERS=10000
 	@scripts/need.sh curl openssl
