@@ -24,6 +24,9 @@ pub struct Batch {
     pub listings: Vec<Listing>,
     /// Steps of receipts. One that reaches no further than another of the same or an earlier time is not kept.
     pub receipts: Vec<Arc<Receipt>>,
+    /// What the writer takes to be archived already: where the store's progress is below, the batch is refused as a whole
+    /// ([`Error::Behind`]), for it would leave a hole behind it.
+    pub since: Vec<(Topic, Partition, Offset)>,
     /// Everything of these partitions before these positions is in the store once this batch is.
     pub progress: Vec<(Topic, Partition, Offset)>,
 }
@@ -65,7 +68,8 @@ pub struct MessageReceipt {
 /// The archive.
 #[async_trait]
 pub trait Archive: Send + Sync + 'static {
-    /// Writes a batch. `Ok`: all of it is durable. After an error some of it may be, progress only if all is.
+    /// Writes a batch. `Ok`: all of it is durable. After an error some of it may be, progress only if all is; after
+    /// `Behind` none of it.
     async fn archive(&self, batch: Batch) -> Result<(), Error>;
     /// How far the archive has come; 0 where it has not begun.
     async fn progress(&self, topic: Topic, partition: Partition) -> Result<Offset, Error>;

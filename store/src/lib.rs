@@ -6,7 +6,8 @@
 //! 1. **Durable.** What returned `Ok` survives a crash of process and machine.
 //! 2. **Idempotent and versioned (I5).** Archiving the same rows again, in any order, with gaps, or after newer ones
 //!    changes nothing that is newer. Receipts merge by maximum.
-//! 3. **Progress is written after, or together with, the rows that it covers.** It never goes back by itself.
+//! 3. **Progress is written after, or together with, the rows that it covers.** It never goes back by itself. Where
+//!    something made it go back all the same, a batch that begins above it is refused: progress covers no hole.
 //! 4. **Unique.** Of two that claim a username, an e-mail address or a handle one wins; the same claimant may repeat.
 //! 5. **Conditional.** Of two rotations of one refresh token one wins; the other is told what happened.
 //! 6. **Reads see writes** that returned before them.
@@ -27,6 +28,10 @@ pub enum Error {
     /// A read failed, or a write that may or may not have happened: try again under the same ids.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// The store holds less than the writer had archived: it has come back without its newest rows. To be archived again
+    /// from its progress on (I5).
+    #[error("the store has lost what was archived")]
+    Behind,
     /// A fault that no retry mends: a row that does not parse, a directory of a newer version.
     #[error("the store is broken: {0}")]
     Broken(String),

@@ -30,7 +30,7 @@ pub struct MemoryStore {
     tables: Mutex<Tables>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Tables {
     accounts: HashMap<UserId, Account>,
     devices: HashMap<DeviceId, Device>,
@@ -51,17 +51,44 @@ struct Tables {
     progress: HashMap<(Topic, Partition), Offset>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Receipts {
     watermarks: Watermarks,
     delivered: Frontier,
     read: Frontier,
 }
 
+/// What was archived at some time, see [`MemoryStore::archived`].
+pub struct Archived(Tables);
+
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What is archived by now.
+    pub fn archived(&self) -> Archived {
+        Archived(self.tables().clone())
+    }
+
+    /// Forgets what was archived since: what a machine may do that comes back without what it had not synced. Accounts
+    /// and devices stay.
+    pub fn lose_since(&self, Archived(then): Archived) {
+        let mut tables = self.tables();
+        let now = std::mem::take(&mut *tables);
+        *tables = Tables {
+            rooms: then.rooms,
+            members: then.members,
+            listings: then.listings,
+            handle_claims: then.handle_claims,
+            events: then.events,
+            commands: then.commands,
+            largest_commands: then.largest_commands,
+            receipts: then.receipts,
+            progress: then.progress,
+            ..now
+        };
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {

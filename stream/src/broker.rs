@@ -365,9 +365,9 @@ impl State {
     }
 
     /// A member is gone.
-    fn leave(&mut self, name: &str, member: u64) {
+    pub(crate) fn leave(&mut self, name: &str, member: u64) {
         if let Some(group) = self.groups.get_mut(name) {
-            group.leave(member);
+            self.woken.extend(group.leave(member));
             self.woken.extend(group.members().cloned());
         }
     }

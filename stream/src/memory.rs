@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use schemas::{Offset, Partition, Topic};
 
 use crate::broker::{self, Broker, Depths, Fence, LaneId, Member, State, VOLATILE_MAX_BYTES};
-use crate::{Consumer, Error, Fetched, Log, Producer, Record, Transaction};
+use crate::{Consumer, Error, Fetched, GroupMember, Log, Producer, Record, Transaction};
 
 /// The engine in memory. A clone is another handle of the same log.
 #[derive(Clone)]
@@ -40,6 +40,12 @@ impl MemoryLog {
     /// on; the log that a new process would find.
     pub fn crash(&self) -> Self {
         Self::around(self.depths.broker.with(State::crash))
+    }
+
+    /// Ends a membership, as a group's coordinator does when a member has been silent for too long. The member hears of
+    /// it when it polls next.
+    pub fn expel(&self, member: &GroupMember) {
+        self.depths.broker.with(|state| state.leave(&member.group, member.member));
     }
 
     fn around(state: State) -> Self {

@@ -13,6 +13,10 @@ use crate::archive::{Acted, Archive, Batch, MessageReceipt, Watermarks};
 impl Archive for MemoryStore {
     async fn archive(&self, batch: Batch) -> Result<(), Error> {
         let mut tables = self.tables();
+        let progress = |topic, partition| tables.progress.get(&(topic, partition)).copied().unwrap_or_default();
+        if batch.since.iter().any(|(topic, partition, since)| progress(*topic, *partition) < *since) {
+            return Err(Error::Behind);
+        }
         for event in batch.events {
             tables.index_command(&event);
             tables.events.entry((event.room, event.seq)).or_insert(event);

@@ -7,7 +7,7 @@ use schemas::{Seq, Timestamp};
 /// Steps (seq, time) of which none is made needless by another: with a higher seq comes a later time. A step that
 /// reaches no further than one of the same or an earlier time is left out, whichever came first, so that the rows do
 /// not depend on the order of their arrival (law 2).
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Frontier(BTreeMap<Seq, Timestamp>);
 
 impl Frontier {

@@ -31,6 +31,12 @@ fn watermarks(row: &Row<'_>, first: usize) -> rusqlite::Result<Watermarks> {
     Ok(Watermarks { delivered_seq: seq(row, first)?, read_seq: seq(row, first + 1)?, at: time(row, first + 2)? })
 }
 
+fn progress(sql: &Connection, topic: Topic, partition: Partition) -> Result<Offset, Error> {
+    let query = "SELECT offset FROM progress WHERE topic = ?1 AND partition = ?2";
+    let offset = one(sql, query, params![topic.name(), partition.0], |row| unsigned(row, 0).map(Offset))?;
+    Ok(offset.unwrap_or_default())
+}
+
 /// Archives events and indexes their commands. What is there stays as it is.
 fn put_events(sql: &Connection, events: &[(Arc<Event>, Bytes)]) -> Result<(), Error> {
     let mut largest: HashMap<RoomId, CommandId> = HashMap::new();
@@ -101,6 +107,11 @@ impl Archive for SqliteStore {
         let others = batch.rooms.len() + batch.members.len() + batch.listings.len() + batch.receipts.len();
         let bytes = others * ROW_BYTES + events.iter().map(|(_, body)| body.len() + ROW_BYTES).sum::<usize>();
         let write = move |sql: &Connection| {
+            for (topic, partition, since) in &batch.since {
+                if progress(sql, *topic, *partition)? < *since {
+                    return Err(Error::Behind);
+                }
+            }
             put_events(sql, &events)?;
             batch.rooms.iter().try_for_each(|room| put_room(sql, room))?;
             batch.members.iter().try_for_each(|(room, user, member)| put_member(sql, *room, *user, member))?;
@@ -117,11 +128,7 @@ impl Archive for SqliteStore {
     }
 
     async fn progress(&self, topic: Topic, partition: Partition) -> Result<Offset, Error> {
-        let query = "SELECT offset FROM progress WHERE topic = ?1 AND partition = ?2";
-        let read = move |sql: &Connection| {
-            one(sql, query, params![topic.name(), partition.0], |row| unsigned(row, 0).map(Offset))
-        };
-        Ok(self.readers.read(read).await?.unwrap_or_default())
+        self.readers.read(move |sql| progress(sql, topic, partition)).await
     }
 
     async fn events(

@@ -146,6 +146,22 @@ pub async fn progress_never_goes_back(engine: impl Engine) {
     assert_eq!(store.progress(Topic::Receipts, Partition(1)).await.unwrap(), Offset(0));
 }
 
+pub async fn a_batch_that_begins_above_the_progress_is_refused(engine: impl Engine) {
+    let store = engine.store();
+    let at = |offset| vec![(Topic::Events, Partition(0), Offset(offset))];
+    store.archive(Batch { progress: at(10), ..Batch::default() }).await.unwrap();
+    let events = vec![message(room(1), 1, user(1))];
+    let ahead = Batch { events: events.clone(), since: at(11), progress: at(20), ..Batch::default() };
+    assert!(matches!(store.archive(ahead).await, Err(store::Error::Behind)));
+    assert_eq!(store.progress(Topic::Events, Partition(0)).await.unwrap(), Offset(10));
+    assert_eq!(store.events(room(1), Seq::ZERO, Seq(9), 9, false).await.unwrap(), [], "all of it or nothing");
+    for since in [10, 4] {
+        let next = Batch { events: events.clone(), since: at(since), progress: at(20), ..Batch::default() };
+        store.archive(next).await.unwrap();
+    }
+    assert_eq!(store.progress(Topic::Events, Partition(0)).await.unwrap(), Offset(20));
+}
+
 pub async fn what_was_written_is_there_after_a_restart(engine: impl Engine) {
     let store = engine.store();
     let batch = Batch {

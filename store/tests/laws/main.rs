@@ -125,6 +125,7 @@ macro_rules! laws {
                 archive::watermarks_are_maxima,
                 archive::receipts_come_in_pages_of_those_who_have_one,
                 archive::progress_never_goes_back,
+                archive::a_batch_that_begins_above_the_progress_is_refused,
                 archive::what_was_written_is_there_after_a_restart,
             }
 

@@ -54,11 +54,11 @@ impl Group {
         Ok(waiting)
     }
 
-    /// Lets a member go and shares its partitions out.
-    pub(super) fn leave(&mut self, member: u64) {
-        if self.members.remove(&member).is_some() {
-            self.share_out();
-        }
+    /// Lets a member go and shares its partitions out; what wakes it, for it may be waiting all the same.
+    pub(super) fn leave(&mut self, member: u64) -> Option<Arc<Notify>> {
+        let waiting = self.members.remove(&member)?;
+        self.share_out();
+        Some(waiting)
     }
 
     /// Gives every member the same number of partitions, give or take one, and moves no more than that takes: members
@@ -92,6 +92,11 @@ impl Group {
         for slot in self.owners.iter_mut().filter(|slot| slot.is_none()) {
             *slot = free.next().map(|member| Owner { member, since });
         }
+    }
+
+    /// Whether it is a member.
+    pub(super) fn has(&self, member: u64) -> bool {
+        self.members.contains_key(&member)
     }
 
     /// What wakes each member.

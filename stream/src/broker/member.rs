@@ -44,7 +44,9 @@ impl Member {
     /// Looks for news; changes nothing.
     fn look(&self, state: &State) -> Result<News, Error> {
         state.opened()?;
-        let group = state.groups.get(&self.this.group).ok_or(Error::Fenced)?;
+        let group = state.groups.get(&self.this.group).filter(|group| group.has(self.this.member));
+        // The group has given this member up: it has to join anew.
+        let group = group.ok_or(Error::Fenced)?;
         let current: BTreeMap<Partition, u64> = group.of_member(self.this.member).collect();
         if current != self.owned {
             let gone = self.owned.iter().filter(|(partition, since)| current.get(partition) != Some(since));
