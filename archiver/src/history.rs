@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -77,6 +77,10 @@ pub(crate) struct History {
     pub hurry: Notify,
     /// Something was written.
     pub landed: Notify,
+    /// The store has come back without its newest rows: to be taken over again at its progress (I5).
+    pub rewind: Notify,
+    /// A read has failed since the store's progress was last looked at: it may come back as another.
+    unsure: AtomicBool,
 }
 
 /// A room on its way into an answer.
@@ -132,6 +136,8 @@ impl History {
             dirty: Notify::new(),
             hurry: Notify::new(),
             landed: Notify::new(),
+            rewind: Notify::new(),
+            unsure: AtomicBool::new(false),
             deps,
             config,
             metrics,
@@ -230,11 +236,32 @@ impl History {
         work: impl Future<Output = Result<T, store::Error>>,
     ) -> Result<T, Unavailable> {
         let _permit = self.reads.acquire().await.map_err(|_| Unavailable)?;
+        if self.unsure.load(Ordering::Relaxed) {
+            self.make_sure().await?;
+        }
         self.metrics.store_reads.with_label_values(&[rows]).inc();
         work.await.map_err(|error| {
             warn!(rows, %error, "history could not read the store");
+            self.unsure.store(true, Ordering::Relaxed);
             Unavailable
         })
+    }
+
+    /// Whether the store holds what was archived. One that was away may have come back with less: what was let go of
+    /// here would be missing in answers.
+    pub(crate) async fn make_sure(&self) -> Result<(), Unavailable> {
+        self.unsure.store(true, Ordering::Relaxed);
+        for (partition, reached) in self.owned() {
+            for topic in plan::TOPICS {
+                let progress = self.deps.store.progress(topic, partition).await.map_err(|_| Unavailable)?;
+                if progress < reached.archived.of(topic) {
+                    self.rewind.notify_one();
+                    return Err(Unavailable);
+                }
+            }
+        }
+        self.unsure.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Waits until a position is reached: `true` by this archiver, `false` by the store, when another owns it.

@@ -12,6 +12,7 @@ pub struct Metrics {
     pub(crate) unarchived_bytes: IntGauge,
     pub(crate) flush_events: Histogram,
     pub(crate) flush_seconds: Histogram,
+    pub(crate) rewinds: IntCounter,
     pub(crate) flush_failures: IntCounter,
     pub(crate) cache_hits: IntCounter,
     pub(crate) cache_misses: IntCounter,
@@ -74,6 +75,7 @@ impl Metrics {
                 HistogramOpts::new("posthaste_archiver_flush_seconds", "Duration of a write, each attempt.")
                     .buckets(latencies),
             )?,
+            rewinds: counter("posthaste_archiver_rewinds_total", "Times that the store had lost what was archived.")?,
             flush_failures: counter("posthaste_archiver_flush_failures_total", "Writes that have to be tried again.")?,
             cache_hits: counter("posthaste_archiver_cache_hits_total", "Buckets of history found in memory.")?,
             cache_misses: counter("posthaste_archiver_cache_misses_total", "Buckets of history read from the store.")?,

@@ -157,6 +157,8 @@ pub(crate) struct Flight {
     members: Vec<(RoomId, UserId, Member)>,
     news: News,
     receipts: Vec<Arc<Receipt>>,
+    /// Everything before is archived.
+    since: Positions,
     positions: Positions,
     event_bytes: usize,
     other_bytes: usize,
@@ -171,6 +173,7 @@ pub(crate) fn batch(flights: &[Arc<Flight>]) -> Batch {
         batch.members.extend_from_slice(&flight.members);
         batch.listings.extend(flight.news.listings.values().flatten());
         batch.receipts.extend_from_slice(&flight.receipts);
+        batch.since.extend(TOPICS.map(|topic| (topic, flight.partition, flight.since.of(topic))));
         batch.progress.extend(TOPICS.map(|topic| (topic, flight.partition, flight.positions.of(topic))));
     }
     batch
@@ -465,6 +468,7 @@ impl Tail {
                 members: window.members.into_iter().map(|((room, user), member)| (room, user, member)).collect(),
                 news: window.news,
                 receipts: window.receipts,
+                since: self.archived,
                 positions: self.consumed,
                 event_bytes: window.event_bytes,
                 other_bytes: window.other_bytes,

@@ -101,6 +101,11 @@ impl Worker {
                     Err(error) if is_fatal(&error) => return Err(Error::Log(error)),
                     Err(error) => return Ok(error),
                 },
+                () = self.history.rewind.notified() => {
+                    self.history.metrics.rewinds.inc();
+                    error!("the store has come back without its newest rows: archiving them again");
+                    return Ok(stream::Error::Unavailable("the archive is behind".to_owned()));
+                }
                 _ = hint.tick() => if let Err(error) = self.hint(consumer).await {
                     debug!(%error, "only a hint; what matters the next poll will tell");
                 },
@@ -144,6 +149,9 @@ impl Worker {
         if owned.is_empty() {
             return Ok(());
         }
+        if self.history.make_sure().await.is_err() {
+            debug!("the archive's progress is not sure");
+        }
         for topic in TOPICS {
             let mut lag = 0;
             for (partition, reached) in &owned {
@@ -180,7 +188,13 @@ impl Worker {
         let mut base = self.load(&intakes).await;
         for Intake { fetched, facts } in intakes {
             let fold = |tail: &mut Tail| tail.fold(fetched.topic, fetched.next, facts, &mut base);
-            for fault in self.history.with(fetched.partition, fold).unwrap_or_default() {
+            let faults = self.history.with(fetched.partition, fold).unwrap_or_default();
+            if !faults.is_empty() && self.history.make_sure().await.is_err() {
+                // What is missing here was lost there: all of it comes again.
+                self.history.rewind.notify_one();
+                continue;
+            }
+            for fault in faults {
                 self.refuse(&fetched, &fault).await?;
             }
         }
@@ -285,7 +299,11 @@ impl Worker {
             return false;
         }
         // Rows may repeat (I5), so a failed or unknown write is simply made again.
-        always("write a batch", || self.attempt(&flights)).await;
+        let is_behind = |error: &store::Error| matches!(error, store::Error::Behind);
+        if retry("write a batch", is_behind, || self.attempt(&flights)).await.is_err() {
+            history.rewind.notify_one();
+            return false;
+        }
         let mut whole = Vec::new();
         for flight in &flights {
             whole.extend(history.with(flight.partition, |tail| tail.landed(flight)).unwrap_or_default());

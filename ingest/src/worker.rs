@@ -330,6 +330,12 @@ impl Worker {
             tracing::warn!(partition = %owned.partition, %error, "command ids could not be looked up");
             LookedUp::new()
         });
+        // Looked at once more: what was read before it lost anything is good, and after it nothing is.
+        if must_read && !self.holds_enough(owned.partition, owned.rooms.need()).await {
+            tracing::warn!(partition = %owned.partition, "the store has lost something while it was read");
+            self.metrics.failed_loads.inc_by(loaded.len() as u64);
+            return LookedUp::new();
+        }
         for (room, rows) in loaded {
             let put_together = match rows {
                 Ok((rows, known)) => {
@@ -348,6 +354,12 @@ impl Worker {
         }
         self.metrics.look_ups.inc_by(looked_up.len() as u64);
         looked_up
+    }
+
+    /// I3: whether the store still holds what memory relies on it for.
+    async fn holds_enough(&self, partition: Partition, need: Offset) -> bool {
+        let progress = self.answer(self.deps.store.progress(Topic::Events, partition)).await;
+        progress.is_ok_and(|progress| progress >= need)
     }
 
     async fn look_up(&self, keys: &[Key]) -> Result<LookedUp, store::Error> {
