@@ -56,6 +56,8 @@ pub struct Worker {
     /// What it was told on this socket. Nothing says that it has heard: the next socket tells it again.
     told: HashMap<RoomId, (Seq, Seq)>,
     tell_at: Option<Duration>,
+    /// Messages whose outcome was repeated on this socket before their place came.
+    repeated: HashMap<CommandId, Queued>,
     /// The server's clock less ours, ms.
     clock_offset_ms: i64,
     me: UserId,
@@ -119,6 +121,7 @@ impl Worker {
             untold: HashMap::new(),
             told: HashMap::new(),
             tell_at: None,
+            repeated: HashMap::new(),
             clock_offset_ms: 0,
             me: UserId::NIL,
             only: None,
@@ -353,6 +356,7 @@ impl Worker {
         let pause = backoff::pause(failures, asked, &*self.deps.entropy);
         tracing::info!(%error, failures, pause_ms = pause.as_millis(), "offline");
         self.outbox.lost();
+        self.repeated.clear();
         for (room, (received, read)) in std::mem::take(&mut self.told) {
             self.untold_to(room, received, read);
         }
@@ -433,9 +437,16 @@ impl Worker {
             Control::Accepted { client_msg_id, room, seq, id, sent_at, duplicate } => {
                 let stored = Stored { seq, id, sent_at };
                 let queued = self.settle(room, client_msg_id, stored).await?;
-                // It stands in place of our own message; a repetition stands outside, and the message comes at its seq.
-                if let (Some(queued), false) = (queued, duplicate) {
-                    self.collect(own_message(queued, self.me, stored)).await?;
+                // It stands in place of our own message. A repetition stands outside, and something comes at its seq: the
+                // message, or if it was sent over this very socket, this frame once more.
+                if !duplicate {
+                    if let Some(queued) = queued.or_else(|| self.repeated.remove(&client_msg_id)) {
+                        self.collect(own_message(queued, self.me, stored)).await?;
+                    }
+                } else if let Some(queued) = queued
+                    && self.inbox.cursors().get(&room).is_none_or(|cursor| *cursor < seq)
+                {
+                    self.repeated.insert(client_msg_id, queued);
                 }
             }
             Control::Rejected { client_msg_id, room, code, detail, retry_after_ms } => {
