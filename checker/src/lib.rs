@@ -9,6 +9,7 @@
 
 mod breach;
 mod checker;
+pub mod frame;
 mod judge;
 mod step;
 mod stream;

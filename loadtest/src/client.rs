@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use checker::frame::{Frame, text_digest};
 use checker::{ClientId, Reader, Step};
 use futures_util::{SinkExt, StreamExt};
 use schemas::frame::{ClientFrame, Hello};
@@ -24,7 +25,6 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use crate::api::{Api, Login};
 use crate::book::Book;
 use crate::clock::{self, Timeline};
-use crate::frame::{Frame, text_digest};
 use crate::tls::Stream;
 use crate::{body, http};
 

@@ -6,7 +6,6 @@ mod body;
 mod book;
 mod client;
 mod clock;
-mod frame;
 mod http;
 mod keys;
 mod plan;

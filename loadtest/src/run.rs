@@ -17,13 +17,13 @@ use crate::body;
 use crate::book::Book;
 use crate::client::{Client, Due, Phase, Shared, read_page};
 use crate::clock::{self, Timeline};
-use crate::frame::text_digest;
 use crate::http::{Http, Target};
 use crate::keys::Issuer;
 use crate::plan::{self, Scenario};
 use crate::progress::Progress;
 use crate::report::{Report, Storm};
 use crate::setup::{self, Room, User};
+use checker::frame::text_digest;
 
 /// Sockets that connect at a time; all at once would be a storm, which is a scenario of its own.
 const CONNECTING_MAX: usize = 64;

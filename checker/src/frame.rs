@@ -1,14 +1,15 @@
 //! Reading what a server sends: one flat form that borrows from the frame, so that a delivery costs no allocation. Owns
-//! how an event becomes what the checker compares.
+//! how an event becomes what is compared; whoever records speaks it.
 
 use std::borrow::Cow;
 
-use checker::{Digest, Event, Fact, digest};
 use schemas::message::MemberChange;
 use schemas::outcome::RejectCode;
 use schemas::{CommandId, EventId, RoomId, Seq, SessionId, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use crate::step::{Digest, Event, Fact, digest};
 
 /// Text that is borrowed unless it has escapes. (An `Option<Cow>` alone never borrows.)
 #[derive(Debug, Deserialize)]
