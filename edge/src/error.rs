@@ -280,7 +280,7 @@ impl From<Unavailable> for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match error {
-            store::Error::Unavailable(_) => Self::unavailable(),
+            store::Error::Unavailable(_) | store::Error::Behind => Self::unavailable(),
             store::Error::Broken(reason) => {
                 tracing::error!(%reason, "the store is broken");
                 Self::new(Code::Internal, "the fault is logged")

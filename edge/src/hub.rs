@@ -56,6 +56,8 @@ type Call = (RoomId, UserId, CommandId);
 /// Calls that wait for one command, and the command as it was published.
 struct Waiting {
     record: stream::Record,
+    /// How often it was published. A rejection concerns one copy, and another one may still act.
+    copies: u32,
     answers: Vec<oneshot::Sender<Answer>>,
 }
 
@@ -175,10 +177,11 @@ impl Hub {
             Entry::Occupied(mut other) => {
                 // A retry while the first try is under way: its deadline is the later one.
                 other.get_mut().record = record.clone();
+                other.get_mut().copies += 1;
                 other.get_mut().answers.push(answer);
             }
             Entry::Vacant(none) => {
-                none.insert(Waiting { record: record.clone(), answers: vec![answer] });
+                none.insert(Waiting { record: record.clone(), copies: 1, answers: vec![answer] });
             }
         }
         self.publish(record, command.received_us).await?;

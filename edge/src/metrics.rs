@@ -12,6 +12,8 @@ pub struct HubMetrics {
     pub delivered: IntCounter,
     /// Times that a room of a socket could not be served live and read history instead.
     pub behind: IntCounter,
+    /// Times that a socket which reads too slowly held so much that reading for it stopped.
+    pub lagging: IntCounter,
     /// Stretches of a partition that never came over the link.
     pub missed: IntCounter,
     /// Commands in flight that were published again after a stretch was missed.
@@ -55,6 +57,7 @@ impl HubMetrics {
             sockets,
             delivered: counter("posthaste_edge_deliveries_total", "Events queued for sockets live.")?,
             behind: counter("posthaste_edge_behind_total", "Times a room of a socket had to read history.")?,
+            lagging: counter("posthaste_edge_lagging_total", "Times that a full outbox held up reading history.")?,
             missed: counter("posthaste_edge_missed_stretches_total", "Stretches that never came over the link.")?,
             published_again: counter(
                 "posthaste_edge_commands_published_again_total",

@@ -73,6 +73,9 @@ impl Hub {
             Item::Outcome(outcome) => {
                 if outcome.reply_to.session == SessionId::NIL {
                     let call = (outcome.room, outcome.user, outcome.command);
+                    if outcome.rejected.is_some() && self.waits_for_copy(call) {
+                        return;
+                    }
                     self.answer(call, || Answer::Outcome(Arc::clone(&outcome)), outcome.received_us);
                 } else if let Some(socket) = state.sessions.get(&outcome.reply_to.session) {
                     due.push(Due::Outcome(outcome, Arc::clone(socket)));
@@ -96,6 +99,14 @@ impl Hub {
             drop(call.send(answer()));
             self.metrics.acknowledged(self.deps.clock.micros() - received_us);
         }
+    }
+
+    /// One copy of a command was rejected: whether another one may still act.
+    fn waits_for_copy(&self, call: Call) -> bool {
+        let mut calls = self.calls.lock();
+        let Some(waiting) = calls.get_mut(&call) else { return false };
+        waiting.copies -= 1;
+        waiting.copies > 0
     }
 
     fn pass_on(&self, due: Due) {

@@ -117,7 +117,25 @@ impl Hub {
         keys: &[[u8; 16]],
     ) -> Result<Registered, Unavailable> {
         // The empty batch that comes before the answer has moved the watermark already.
-        self.fanout().register(self.deps.edge, lane, partition, keys).await
+        let registered = self.fanout().register(self.deps.edge, lane, partition, keys).await?;
+        // An owner that has been replaced may not know it yet: what it promises nobody keeps (I6).
+        let heard = self.state.lock().lanes.get(&(lane, partition)).map_or(0, |heard| heard.epoch);
+        if registered.epoch < heard { Err(Unavailable) } else { Ok(registered) }
+    }
+
+    /// A link to fanout has broken and is back, or is new: what stood at its other end of this edge's interest may be
+    /// gone, so all of it is registered anew, and what came meanwhile is asked for (I6).
+    pub fn link_was_lost(&self) {
+        let mut state = self.state.lock();
+        let heard: Vec<_> = state.lanes.iter().map(|((lane, at), heard)| (*lane, *at, heard.watermark)).collect();
+        let known = |list: &[(Lane, Partition, Offset)], lane, at| list.iter().any(|it| (it.0, it.1) == (lane, at));
+        for (lane, at, watermark) in heard {
+            if !known(&state.unregistered, lane, at) {
+                state.unregistered.push((lane, at, watermark));
+            }
+        }
+        drop(state);
+        self.mend.notify_one();
     }
 
     /// What is known of a followed room: how many are in, and how far each of a small room's members has got.

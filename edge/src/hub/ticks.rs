@@ -316,15 +316,18 @@ impl Hub {
         true
     }
 
-    /// The commands of this edge whose outcome in a partition is not known yet.
+    /// The commands of this edge whose outcome in a partition is not known yet, each to be published once more.
     fn in_flight(&self, partition: Partition) -> Vec<stream::Record> {
         let is_here = |key: &[u8; 16]| self.partition(key) == partition;
         let sockets: Vec<Arc<Socket>> = self.state.lock().sessions.values().cloned().collect();
         let sent = sockets.iter().flat_map(|socket| socket.in_flight(|room| is_here(room.as_bytes())));
         let sent = sent.map(|(room, value)| stream::Record { key: *room.as_bytes(), value });
-        let calls = self.calls.lock();
-        let called = calls.values().map(|waiting| &waiting.record).filter(|record| is_here(&record.key));
-        sent.chain(called.cloned()).collect()
+        let mut calls = self.calls.lock();
+        let called = calls.values_mut().filter(|waiting| is_here(&waiting.record.key)).map(|waiting| {
+            waiting.copies += 1;
+            waiting.record.clone()
+        });
+        sent.chain(called).collect()
     }
 
     /// Everything of a lane's partition that local sockets want.

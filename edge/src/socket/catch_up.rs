@@ -7,7 +7,7 @@ use std::sync::Arc;
 use schemas::limits::{PAGE_MAX, RECEIPT_MEMBERS_MAX, STREAM_MAX_MISSED};
 use schemas::link::{Lane, Page, PageFrom, PageQuery, RoomOfUser, Unavailable};
 use schemas::room::Member;
-use schemas::{Event, Offset, RoomId, Seq};
+use schemas::{Event, Offset, Partition, RoomId, Seq};
 
 use super::outbox::Socket;
 use crate::hub::Hub;
@@ -50,23 +50,51 @@ async fn start_all(
     resume: &HashMap<RoomId, Seq>,
     strange: &mut HashSet<RoomId>,
 ) -> Result<(), Unavailable> {
-    for entry in hub.history().rooms(socket.user, positions).await? {
+    for entry in seen(hub, socket, positions).await? {
         let room = entry.info.id;
         let visible_head = entry.member.visible_head(entry.info.head_seq);
         let start = start_of(&entry, resume.get(&room).copied());
+        let claimed = resume.contains_key(&room);
         if entry.info.deleted {
-            socket.start(room, start, visible_head);
+            socket.start(room, start, visible_head, claimed);
             put_deletion(hub, socket, room, start).await?;
             continue;
         }
         if !entry.member.is_in() && start >= visible_head {
+            // Added again while connected, the stream goes on from there, with a gap (protocol.md).
+            if let Some(cursor) = resume.get(&room) {
+                socket.ended_before(room, *cursor);
+            }
             continue;
         }
         describe(hub, room, entry.info.member_count).await?;
-        socket.start(room, start, visible_head);
+        socket.start(room, start, visible_head, claimed);
         strange.remove(&room);
     }
     Ok(())
+}
+
+/// The rooms and this person's standing in each. They come by the person's list, and what a list tells may be ahead of
+/// where this edge has heard of the rooms' own partitions: where the person is not in a room they are looked at once
+/// more, at the partition's end.
+async fn seen(hub: &Hub, socket: &Socket, positions: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable> {
+    let mut entries = hub.history().rooms(socket.user, positions).await?;
+    entries.retain(|entry| entry.member.is_in() || entry.info.deleted);
+    let found: HashSet<RoomId> = entries.iter().map(|entry| entry.info.id).collect();
+    let mut ends: HashMap<Partition, Offset> = HashMap::new();
+    let mut again = Vec::new();
+    for (room, _) in positions.iter().filter(|(room, _)| !found.contains(room)) {
+        let partition = hub.partition(room.as_bytes());
+        let end = match ends.get(&partition) {
+            Some(end) => *end,
+            None => *ends.entry(partition).or_insert(hub.end(Lane::Rooms, partition).await?),
+        };
+        again.push((*room, end));
+    }
+    if !again.is_empty() {
+        entries.extend(hub.history().rooms(socket.user, &again).await?);
+    }
+    Ok(entries)
 }
 
 /// Tells the hub what it has to know of a room, once for all sockets.
@@ -88,9 +116,11 @@ async fn describe(hub: &Hub, room: RoomId, member_count: u32) -> Result<(), Unav
 
 /// Reads rooms that are behind until all have caught up or the outbox is full enough.
 pub async fn read(hub: &Hub, socket: &Arc<Socket>, rooms: Vec<RoomId>) -> Result<(), Unavailable> {
+    hub.metrics().behind.inc_by(rooms.len() as u64);
     for room in rooms {
         while let Some(cursor) = socket.cursor_behind(room) {
             if !socket.has_room() {
+                hub.metrics().lagging.inc();
                 socket.still_behind();
                 return Ok(());
             }
@@ -147,6 +177,7 @@ fn put(hub: &Hub, socket: &Arc<Socket>, room: RoomId, cursor: Seq, page: &Page) 
     }
     if ended || (complete && last_stay_over) {
         hub.unsubscribe(socket, room);
+        socket.relist();
     } else if complete {
         socket.caught_up(room);
     }

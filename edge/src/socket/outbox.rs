@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use schemas::frame::{Control, EventView};
 use schemas::limits::{OUTBOX_MAX_BYTES, TOKEN_WARNING};
 use schemas::message::Membership;
-use schemas::outcome::{Outcome, RejectCode};
-use schemas::{CommandId, DeviceId, Event, EventKind, RoomId, Seq, SessionId, Timestamp, UserId};
+use schemas::outcome::{Done, Outcome, RejectCode};
+use schemas::{Command, CommandId, DeviceId, Event, EventId, EventKind, RoomId, Seq, SessionId, Timestamp, UserId};
 use tokio::sync::Notify;
 
 use super::splice::{Offer, RoomCursor};
@@ -81,10 +81,14 @@ struct State {
 
 struct InFlight {
     command: CommandId,
+    /// The id that its event will have, if this attempt makes one.
+    event: EventId,
     room: RoomId,
     deadline: Timestamp,
     /// As it was published, where there was room to keep it.
     record: Option<Bytes>,
+    /// How often it was published. A rejection concerns one copy, and another one may still act.
+    copies: u32,
 }
 
 impl InFlight {
@@ -296,23 +300,29 @@ impl Socket {
     }
 
     /// A command is on its way, published as this record. `false`: too many are.
-    pub fn send_started(&self, command: CommandId, room: RoomId, deadline: Timestamp, record: &Bytes) -> bool {
+    pub fn send_started(&self, command: &Command, record: &Bytes) -> bool {
+        let Command { id, event_id: event, room, deadline, .. } = *command;
         let mut state = self.state.lock();
         if state.in_flight.len() >= IN_FLIGHT_MAX {
             return false;
         }
         let fits = state.in_flight_bytes + record.len() <= IN_FLIGHT_MAX_BYTES;
-        let sent = InFlight { command, room, deadline, record: fits.then(|| record.clone()) };
+        let sent = InFlight { command: id, event, room, deadline, record: fits.then(|| record.clone()), copies: 1 };
         state.in_flight_bytes += sent.bytes();
         state.in_flight.push_back(sent);
         true
     }
 
-    /// The records of commands in flight into rooms that fit, in the order of sending.
+    /// The records of commands in flight into rooms that fit, in the order of sending, to be published once more.
     pub fn in_flight(&self, fits: impl Fn(RoomId) -> bool) -> Vec<(RoomId, Bytes)> {
-        let state = self.state.lock();
-        let here = state.in_flight.iter().filter(|sent| fits(sent.room));
-        here.filter_map(|sent| Some((sent.room, sent.record.clone()?))).collect()
+        let mut state = self.state.lock();
+        let here = state.in_flight.iter_mut().filter(|sent| fits(sent.room));
+        let again = here.filter_map(|sent| {
+            let record = sent.record.clone()?;
+            sent.copies += 1;
+            Some((sent.room, record))
+        });
+        again.collect()
     }
 
     /// A command did not get on its way.
@@ -352,6 +362,23 @@ impl Socket {
     /// What became of a send that made no event.
     pub fn outcome(&self, outcome: &Outcome) {
         let mut state = self.state.lock();
+        if let Some(done) =
+            outcome.done.as_ref().filter(|done| state.is_to_come(outcome, done, self.wants(outcome.room)))
+        {
+            let (client_msg_id, room) = (outcome.command, outcome.room);
+            let Done { seq, id, at: sent_at } = *done;
+            let frame = wire::control(Control::Accepted { client_msg_id, room, seq, id, sent_at, duplicate: false });
+            state.held.retain(|held| held.command != client_msg_id);
+            state.held.push(Held { room, seq, command: client_msg_id, frame });
+            return;
+        }
+        if outcome.rejected.is_some()
+            && let Some(sent) = state.in_flight.iter_mut().find(|sent| sent.command == outcome.command)
+            && sent.copies > 1
+        {
+            sent.copies -= 1;
+            return;
+        }
         if !state.landed(outcome.command) {
             // It was published again, and the client knows already.
             return;
@@ -394,7 +421,7 @@ impl Socket {
                     state.landed(event.command);
                 }
                 if ends_for(event, self.user) {
-                    state.end(event.room);
+                    state.end_by(event);
                     ended = true;
                 }
             }
@@ -409,7 +436,9 @@ impl Socket {
                 if !mine || !state.landed(event.command) {
                     return false;
                 }
-                let frame = shared.accepted();
+                // A client whose start we chose can't know that, unless it is told as what stands outside.
+                let unknown = state.rooms.get(&event.room).is_some_and(|cursor| cursor.starts_unknown_after(event.seq));
+                let frame = if unknown { wire::control(repeated(event)) } else { shared.accepted() };
                 state.push(frame);
             }
         }
@@ -466,10 +495,14 @@ impl Socket {
     }
 
     /// Compares a followed room with history: where its stream starts, and the last event this person may see.
-    pub fn start(&self, room: RoomId, cursor: Seq, visible_head: Seq) {
+    /// `claimed`: the client has named the cursor. Where it has not, answers to its sends that wait for their place move
+    /// the start before that place: the client could not know that it lies outside of its stream.
+    pub fn start(&self, room: RoomId, cursor: Seq, visible_head: Seq, claimed: bool) {
         let mut state = self.state.lock();
+        let waiting = state.held.iter().filter(|held| !claimed && held.room == room).map(|held| held.seq.prev());
+        let cursor = waiting.min().map_or(cursor, |first| first.min(cursor));
         let Some(place) = state.rooms.get_mut(&room) else { return };
-        place.start(cursor, visible_head);
+        place.start(cursor, visible_head, claimed);
         state.behind |= place.is_behind();
         state.release(room, cursor);
         self.wake.notify_one();
@@ -478,6 +511,11 @@ impl Socket {
     /// The last event sent of a room that ended while connected.
     pub fn ended_at(&self, room: RoomId) -> Option<Seq> {
         self.state.lock().ended.remove(&room)
+    }
+
+    /// The client holds a room up to this event, by which its person had gone.
+    pub fn ended_before(&self, room: RoomId, at: Seq) {
+        self.state.lock().ended.insert(room, at);
     }
 
     /// Ends a room without an event of its own.
@@ -547,7 +585,7 @@ impl Socket {
         state.push(frame);
         let ended = last_of_all && ends_for(event, self.user);
         if ended {
-            state.end(event.room);
+            state.end_by(event);
         }
         ended
     }
@@ -623,15 +661,36 @@ impl State {
         }
     }
 
+    /// Whether a repeat repeats what this very socket sent, and its place has not come: the command was published again
+    /// by us, and its `accepted` stands at its place as if it had not been.
+    fn is_to_come(&self, outcome: &Outcome, done: &Done, wanted: bool) -> bool {
+        let sent = self.in_flight.iter().any(|sent| sent.command == outcome.command && sent.event == done.id);
+        sent && self.rooms.get(&outcome.room).map_or(wanted, |cursor| cursor.cursor() < done.seq)
+    }
+
     fn is_in_flight(&self, command: CommandId) -> bool {
         self.in_flight.iter().any(|sent| sent.command == command)
     }
 
+    /// The person's way out has been sent. Their way back in may have been heard of before, in another partition's
+    /// order: so the list of rooms is looked at again.
+    fn end_by(&mut self, event: &Event) {
+        self.end(event.room);
+        self.relist |= matches!(event.kind, EventKind::Member(_));
+    }
+
     fn end(&mut self, room: RoomId) {
-        if let Some(cursor) = self.rooms.remove(&room) {
-            self.ended.insert(room, cursor.cursor());
+        // One that was never compared with history has no place to go on from.
+        if let Some(cursor) = self.rooms.remove(&room).map(|cursor| cursor.cursor()).filter(|at| *at > Seq::ZERO) {
+            self.ended.insert(room, cursor);
         }
     }
+}
+
+/// The outcome of a send as what stands outside the sequence.
+fn repeated(event: &Event) -> Control {
+    let (client_msg_id, room, seq, id, sent_at) = (event.command, event.room, event.seq, event.id, event.at);
+    Control::Accepted { client_msg_id, room, seq, id, sent_at, duplicate: true }
 }
 
 /// Whether this event ends the room for this person: their own way out, or the room's end.
@@ -645,29 +704,157 @@ fn ends_for(event: &Event, user: UserId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use schemas::message::{Content, Message};
+    use schemas::outcome::Rejected;
+    use schemas::{Action, EdgeId, ReplyTo};
     use uuid::Uuid;
 
     use super::*;
 
+    const ROOM: RoomId = RoomId(Uuid::from_u128(1));
+    const USER: UserId = UserId(Uuid::from_u128(2));
+    const SESSION: SessionId = SessionId(Uuid::from_u128(3));
+
+    fn new() -> Socket {
+        Socket::new(SESSION, USER, DeviceId(Uuid::from_u128(4)), None, Timestamp(i64::MAX))
+    }
+
+    fn command() -> Command {
+        Command {
+            id: CommandId(Uuid::from_u128(5)),
+            room: ROOM,
+            user: USER,
+            event_id: EventId(Uuid::from_u128(6)),
+            reply_to: ReplyTo { edge: EdgeId(Uuid::from_u128(7)), session: SESSION },
+            received_us: 0,
+            deadline: Timestamp(100),
+            action: Action::Send(Message { content: Content::text("x"), reply_to: None }),
+        }
+    }
+
+    /// The event that the command makes.
+    fn event(seq: u64) -> Arc<Event> {
+        let Command { id, event_id, reply_to, .. } = command();
+        Arc::new(Event {
+            room: ROOM,
+            seq: Seq(seq),
+            id: event_id,
+            at: Timestamp(9),
+            by: USER,
+            command: id,
+            reply_to: Some(reply_to),
+            received_us: 0,
+            decided_us: 0,
+            salt: [0; 16],
+            hash: [0; 32],
+            kind: EventKind::Message(Message { content: Content::text("x"), reply_to: None }),
+        })
+    }
+
+    fn outcome(done: Option<Done>) -> Outcome {
+        let Command { id, reply_to, .. } = command();
+        let rejected = done.is_none().then(|| Rejected {
+            code: RejectCode::NotAMember,
+            detail: "as planned".into(),
+            retry_after_ms: None,
+        });
+        Outcome { room: ROOM, user: USER, command: id, reply_to, received_us: 0, done, rejected }
+    }
+
+    /// The texts that wait to be written.
+    fn waiting(socket: &Socket) -> Vec<String> {
+        let (frames, _) = socket.take_frames();
+        let text = |frame: &Bytes| {
+            let start = frame.iter().position(|byte| *byte == b'{').unwrap_or(0);
+            String::from_utf8_lossy(&frame[start..]).into_owned()
+        };
+        frames.iter().map(text).collect()
+    }
+
+    #[test]
+    fn what_was_published_twice_by_us_is_accepted_once_at_its_place() {
+        let socket = new();
+        socket.follow(ROOM);
+        socket.start(ROOM, Seq(3), Seq(3), true);
+        assert!(socket.send_started(&command(), &Bytes::from_static(b"record")));
+        assert_eq!(socket.in_flight(|_| true).len(), 1, "published again");
+        // The second copy's outcome comes first: it repeats the event of the first, whose place has not come.
+        socket.outcome(&outcome(Some(Done { seq: Seq(4), id: command().event_id, at: Timestamp(9) })));
+        assert_eq!(waiting(&socket), Vec::<String>::new());
+        let event = event(4);
+        socket.offer(&mut Shared::new(&event));
+        let told = waiting(&socket);
+        assert!(
+            told.len() == 1 && told[0].contains(r#""accepted""#) && told[0].contains(r#""duplicate":false"#),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn the_rejection_of_one_copy_is_not_told_while_another_may_act() {
+        let socket = new();
+        assert!(socket.send_started(&command(), &Bytes::from_static(b"record")));
+        assert_eq!(socket.in_flight(|_| true).len(), 1, "published again");
+        socket.outcome(&outcome(None));
+        assert_eq!(waiting(&socket), Vec::<String>::new());
+        socket.outcome(&outcome(None));
+        let told = waiting(&socket);
+        assert!(told.len() == 1 && told[0].contains(r#""rejected""#), "{told:?}");
+    }
+
+    #[test]
+    fn an_answer_that_waits_moves_the_start_that_we_choose_before_its_place() {
+        for claimed in [false, true] {
+            let socket = new();
+            assert!(socket.send_started(&command(), &Bytes::from_static(b"record")));
+            let event = event(8);
+            // Not followed yet: the answer waits.
+            socket.offer(&mut Shared::new(&event));
+            socket.follow(ROOM);
+            socket.start(ROOM, Seq(10), Seq(10), claimed);
+            let expected = if claimed { None } else { Some(Seq(7)) };
+            assert_eq!(socket.cursor_behind(ROOM), expected, "what a client names is never lowered");
+        }
+    }
+
+    #[test]
+    fn below_a_start_that_we_chose_an_answer_stands_outside_the_sequence() {
+        let socket = new();
+        socket.follow(ROOM);
+        socket.start(ROOM, Seq(10), Seq(10), false);
+        assert!(socket.send_started(&command(), &Bytes::from_static(b"record")));
+        let event = event(8);
+        socket.offer(&mut Shared::new(&event));
+        let told = waiting(&socket);
+        assert!(told.len() == 1 && told[0].contains(r#""duplicate":true"#), "{told:?}");
+    }
+
+    #[test]
+    fn a_room_that_was_never_compared_leaves_no_place_to_go_on_from() {
+        let socket = new();
+        socket.follow(ROOM);
+        socket.end(ROOM);
+        assert_eq!(socket.ended_at(ROOM), None);
+        socket.follow(ROOM);
+        socket.start(ROOM, Seq(4), Seq(4), true);
+        socket.end(ROOM);
+        assert_eq!(socket.ended_at(ROOM), Some(Seq(4)));
+    }
+
     #[test]
     fn who_leaves_waits_for_what_is_in_flight_and_takes_the_outcome_along() {
-        let (room, user) = (RoomId(Uuid::from_u128(1)), UserId(Uuid::from_u128(2)));
-        let new = || {
-            let (session, device) = (SessionId(Uuid::from_u128(3)), DeviceId(Uuid::from_u128(4)));
-            Socket::new(session, user, device, None, Timestamp(i64::MAX))
-        };
         let idle = new();
         idle.leave(1012, Some(7));
         assert_eq!(idle.closing(), Some((1012, Some(7))));
 
         for answered in [true, false] {
-            let (busy, command) = (new(), CommandId(Uuid::from_u128(5)));
-            assert!(busy.send_started(command, room, Timestamp(100), &Bytes::from_static(b"record")));
+            let busy = new();
+            assert!(busy.send_started(&command(), &Bytes::from_static(b"record")));
             busy.leave(1012, Some(7));
             assert!(busy.is_leaving());
             assert_eq!(busy.closing(), None, "an outcome is waited for");
             if answered {
-                busy.send_failed(command);
+                busy.send_failed(command().id);
             } else {
                 busy.expire(Timestamp(101));
             }

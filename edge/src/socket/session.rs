@@ -255,12 +255,14 @@ where
 }
 
 /// The first work of a socket: who is in, which rooms, what was missed (I7).
-async fn begin(context: Context, socket: Arc<Socket>, hello: Hello, identity: Identity) -> Result<(), Unavailable> {
+async fn begin(context: Context, socket: Arc<Socket>, mut hello: Hello, identity: Identity) -> Result<(), Unavailable> {
     let mut tries = 0;
     loop {
-        match begin_once(&context, &socket, &hello, &identity).await {
+        match begin_once(&context, &socket, &mut hello, &identity).await {
             Err(Unavailable) if tries < TRIES => {
                 tries += 1;
+                // What this try has begun goes on from where it is.
+                socket.still_behind();
                 tokio::time::sleep(RETRY).await;
             }
             Err(Unavailable) => {
@@ -275,7 +277,7 @@ async fn begin(context: Context, socket: Arc<Socket>, hello: Hello, identity: Id
 async fn begin_once(
     context: &Context,
     socket: &Arc<Socket>,
-    hello: &Hello,
+    hello: &mut Hello,
     identity: &Identity,
 ) -> Result<(), Unavailable> {
     let hub = &context.hub;
@@ -299,7 +301,13 @@ async fn begin_once(
         let left: Vec<(RoomId, Offset)> = left.into_iter().map(|room| (room, Offset(0))).collect();
         rooms.extend(hub.history().rooms(socket.user, &left).await?.iter().map(|entry| entry.info.id));
     }
-    rooms.retain(|room| socket.wants(*room));
+    rooms.retain(|room| socket.wants(*room) && !socket.follows(*room));
+    // What an earlier try has sent up to the person's way out is not sent again.
+    for room in &rooms {
+        if let Some(ended) = socket.ended_at(*room) {
+            hello.resume.insert(*room, ended);
+        }
+    }
     catch_up::follow(hub, socket, &rooms, &hello.resume).await?;
     hub.came(socket).await;
     catch_up::read(hub, socket, socket.take_behind()).await
@@ -581,7 +589,7 @@ async fn send(
         action: Action::Send(Text { content, reply_to }),
     };
     let record = Hub::record_of(&command);
-    if !socket.send_started(client_msg_id, room, command.deadline, &record.value) {
+    if !socket.send_started(&command, &record.value) {
         return reject(RejectCode::RateLimited, "too many sends without an outcome yet", Some(1_000));
     }
     if hub.publish(record, command.received_us).await.is_err() {

@@ -26,12 +26,14 @@ pub struct RoomCursor {
     behind: bool,
     /// The highest seq that a receipt of this socket may name: what was sent to or read for it.
     receipt_max: Seq,
+    /// Where the stream starts, if that was chosen here and the client does not know.
+    chosen: Seq,
 }
 
 impl RoomCursor {
     /// A room that has to be compared with history first.
     pub fn unknown() -> Self {
-        Self { cursor: Seq::ZERO, head: Seq::ZERO, behind: true, receipt_max: Seq::ZERO }
+        Self { cursor: Seq::ZERO, head: Seq::ZERO, behind: true, receipt_max: Seq::ZERO, chosen: Seq::ZERO }
     }
 
     /// The last seq sent, or given by the client.
@@ -69,12 +71,19 @@ impl RoomCursor {
     }
 
     /// The comparison with history, made with everything up to the subscription known: where the stream starts, and the
-    /// last event that this person may see. If nothing is missing the room is live from here on.
-    pub fn start(&mut self, cursor: Seq, visible_head: Seq) {
+    /// last event that this person may see. If nothing is missing the room is live from here on. `claimed`: the client
+    /// has named the cursor.
+    pub fn start(&mut self, cursor: Seq, visible_head: Seq, claimed: bool) {
         self.cursor = cursor;
+        self.chosen = if claimed { Seq::ZERO } else { cursor };
         self.receipt_max = self.receipt_max.max(self.cursor.min(visible_head));
         self.head = self.head.max(visible_head);
         self.behind = self.head > self.cursor;
+    }
+
+    /// Whether the stream starts after this event, and the client has not been told so.
+    pub fn starts_unknown_after(&self, seq: Seq) -> bool {
+        seq <= self.chosen
     }
 
     /// An event of history or a gap's end has been put into the stream.
@@ -104,7 +113,7 @@ mod tests {
     #[test]
     fn a_cursor_above_the_head_waits_for_what_comes_after_it() {
         let mut room = RoomCursor::unknown();
-        room.start(Seq(10), Seq(7));
+        room.start(Seq(10), Seq(7), true);
         assert!(!room.is_behind());
         assert_eq!(room.offer(Seq(8), true), Offer::Drop);
         assert_eq!(room.offer(Seq(11), true), Offer::Push);
@@ -114,7 +123,7 @@ mod tests {
     #[test]
     fn a_room_in_doubt_is_live_again_once_history_was_read() {
         let mut room = RoomCursor::unknown();
-        room.start(Seq(3), Seq(3));
+        room.start(Seq(3), Seq(3), true);
         room.doubt();
         assert_eq!(room.offer(Seq(4), true), Offer::Behind);
         room.sent(Seq(4));
@@ -129,7 +138,7 @@ mod tests {
     fn a_receipt_never_passes_what_was_sent() {
         let mut room = RoomCursor::unknown();
         assert_eq!(room.receipt(Seq(10)), Seq::ZERO);
-        room.start(Seq(10), Seq(7));
+        room.start(Seq(10), Seq(7), true);
         assert_eq!(room.receipt(Seq(10)), Seq(7));
     }
 
@@ -179,7 +188,7 @@ mod tests {
             let mut log = 0_u64;
             let mut stream = Vec::new();
             let mut room = RoomCursor::unknown();
-            room.start(Seq::ZERO, Seq(log));
+            room.start(Seq::ZERO, Seq(log), true);
             for step in steps {
                 match step {
                     Step::Live(room_left) => {
@@ -200,7 +209,7 @@ mod tests {
                     Step::Cut => {
                         let cursor = room.cursor();
                         room = RoomCursor::unknown();
-                        room.start(cursor, Seq(log));
+                        room.start(cursor, Seq(log), true);
                     }
                 }
             }
