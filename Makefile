@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory fuzz fuzz-merge
+.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory fuzz fuzz-merge simulate
 
 # Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
 DATA ?= ./data
@@ -79,3 +79,8 @@ fuzz: ## Looks for input that breaks a law; TARGET=frames, bodies, tokens, recor
 
 fuzz-merge: ## Keeps of what `make fuzz` has found the little that leads everywhere, in fuzz/corpus
 	@scripts/fuzz.sh merge
+
+simulate: ## Simulates SEEDS schedules from START on (chance without it); SEED=n replays one and drops faults while it fails
+	@scripts/need.sh cargo cc
+	cargo build --locked --bin simulate
+	target/debug/simulate $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) $(if $(START),--start $(START)))

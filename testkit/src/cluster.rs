@@ -311,7 +311,7 @@ impl Cluster {
 }
 
 /// Clusters know no issuer behind a URL.
-struct NoNetwork;
+pub struct NoNetwork;
 
 #[async_trait]
 impl JwksPort for NoNetwork {

@@ -1,0 +1,232 @@
+//! Writes down what passes between a client and its socket, at the client's end, for the judge. Reads frames off the
+//! bytes (RFC 6455 section 5.2); changes nothing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use checker::frame::{Frame, text_digest};
+use checker::{Checker, ClientId, Reader, Step, digest};
+use parking_lot::Mutex;
+use schemas::frame::ClientFrame;
+use schemas::{RoomId, Seq, UserId};
+
+/// The record of a schedule.
+#[derive(Default)]
+pub struct Record(Mutex<Pages>);
+
+#[derive(Default)]
+struct Pages {
+    checker: Checker,
+    /// Folds all steps: what everyone saw, in order.
+    trace: u64,
+    steps: u64,
+}
+
+impl Record {
+    /// Adds a step.
+    pub fn note(&self, step: Step) {
+        let mut pages = self.0.lock();
+        pages.steps += 1;
+        pages.trace = digest(&[&pages.trace.to_be_bytes(), format!("{step:?}").as_bytes()]);
+        tracing::trace!(?step, "seen");
+        pages.checker.observe(step);
+    }
+
+    /// Closes it.
+    pub fn judge(&self) -> checker::Verdict {
+        std::mem::take(&mut self.0.lock().checker).judge()
+    }
+
+    /// How many steps there were, and what stands for all of them.
+    pub fn trace(&self) -> (u64, u64) {
+        let pages = self.0.lock();
+        (pages.steps, pages.trace)
+    }
+}
+
+/// One connection, as it is read along: a socket, or calls, of which pages of history are what a client fills gaps with.
+pub struct Tap {
+    record: Arc<Record>,
+    client: ClientId,
+    user: UserId,
+    from_client: Half,
+    from_server: Half,
+    said_hello: bool,
+    /// The calls under way, where this is no socket.
+    calls: VecDeque<String>,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Half {
+    bytes: Vec<u8>,
+    /// The head of the handshake is over.
+    open: bool,
+}
+
+impl Half {
+    /// Adds bytes of calls: the heads and bodies that are whole by now (RFC 9112; all have a length).
+    fn take_calls(&mut self, more: &[u8]) -> Vec<(String, Vec<u8>)> {
+        self.bytes.extend_from_slice(more);
+        let mut messages = Vec::new();
+        while let Some(end) = self.bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&self.bytes[..end]).into_owned();
+            let mut headers = head.lines().filter_map(|line| line.split_once(": "));
+            let length = headers.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            let length = length.and_then(|(_, length)| length.parse::<usize>().ok()).unwrap_or(0);
+            let Some(body) = self.bytes.get(end + 4..end + 4 + length) else { break };
+            messages.push((head, body.to_vec()));
+            self.bytes.drain(..end + 4 + length);
+        }
+        messages
+    }
+
+    /// Adds bytes of a socket; the texts that are whole by now.
+    fn take(&mut self, more: &[u8]) -> Vec<String> {
+        self.bytes.extend_from_slice(more);
+        if !self.open {
+            let Some(end) = self.bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Vec::new() };
+            self.bytes.drain(..end + 4);
+            self.open = true;
+        }
+        let mut texts = Vec::new();
+        while let Some((opcode, payload, length)) = first_frame(&self.bytes) {
+            if opcode == 1
+                && let Ok(text) = String::from_utf8(payload)
+            {
+                texts.push(text);
+            }
+            self.bytes.drain(..length);
+        }
+        texts
+    }
+}
+
+/// The first frame: its opcode, its payload and its length in bytes. Neither side splits messages.
+fn first_frame(bytes: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
+    let (first, second) = (*bytes.first()?, *bytes.get(1)?);
+    let (length, mut at) = match second & 0x7f {
+        126 => (usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4),
+        127 => (usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?, 10),
+        short => (usize::from(short), 2),
+    };
+    let mut mask = [0; 4];
+    if second & 0x80 != 0 {
+        mask = bytes.get(at..at + 4)?.try_into().ok()?;
+        at += 4;
+    }
+    let payload = bytes.get(at..at + length)?;
+    let payload = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+    Some((first & 0x0f, payload, at + length))
+}
+
+impl Tap {
+    /// Of a client's connection.
+    pub fn new(record: Arc<Record>, client: ClientId, user: UserId) -> Self {
+        let (from_client, from_server) = (Half::default(), Half::default());
+        Self { record, client, user, from_client, from_server, said_hello: false, calls: VecDeque::new() }
+    }
+
+    /// The client is about to say this.
+    pub fn said(&mut self, bytes: &[u8]) {
+        let is_first = self.from_client.bytes.is_empty() && !self.from_client.open;
+        if !self.calls.is_empty() || (is_first && !bytes.starts_with(b"GET /v1/socket ")) {
+            let calls = self.from_client.take_calls(bytes);
+            self.calls.extend(calls.into_iter().map(|(head, _)| head.lines().next().unwrap_or_default().to_owned()));
+            return;
+        }
+        for text in self.from_client.take(bytes) {
+            let Ok(frame) = serde_json::from_str::<ClientFrame>(&text) else { continue };
+            let client = self.client;
+            match frame {
+                ClientFrame::Hello(hello) => {
+                    self.said_hello = true;
+                    let mut resume: Vec<_> = hello.resume.into_iter().collect();
+                    resume.sort_unstable();
+                    self.record.note(Step::Hello { client, user: self.user, resume });
+                }
+                ClientFrame::Send { room, client_msg_id, content, .. } => {
+                    let body = text_digest(content.body.as_deref().unwrap_or_default());
+                    let (user, client) = (self.user, Some(client));
+                    self.record.note(Step::Sending { user, client, room, client_msg_id, body });
+                }
+                ClientFrame::Delivered { room, seq } | ClientFrame::Read { room, seq } => {
+                    self.record.note(Step::Receipt { client, room, seq });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The client has got this.
+    pub fn heard(&mut self, bytes: &[u8]) {
+        if !self.calls.is_empty() {
+            for (head, body) in self.from_server.take_calls(bytes) {
+                let call = self.calls.pop_front().unwrap_or_default();
+                if let (true, Some(page)) = (head.starts_with("HTTP/1.1 200"), self.page(&call, &body)) {
+                    self.record.note(page);
+                }
+            }
+            return;
+        }
+        for text in self.from_server.take(bytes) {
+            let Ok(frame) = Frame::parse(&text) else { continue };
+            let (client, user) = (self.client, self.user);
+            let step = match (&*frame.kind.0, frame.room, frame.client_msg_id) {
+                ("welcome", ..) => frame.session.map(|session| Step::Welcome { client, session }),
+                ("live", ..) => Some(Step::Live { client }),
+                ("gap", Some(room), _) => match (frame.from_seq, frame.to_seq) {
+                    (Some(from), Some(to)) => Some(Step::Gap { client, room, from, to, readable: frame.readable }),
+                    _ => None,
+                },
+                ("accepted", Some(room), Some(client_msg_id)) => match (frame.seq, frame.id) {
+                    (Some(seq), Some(id)) => Some(Step::Accepted {
+                        user,
+                        client: Some(client),
+                        room,
+                        client_msg_id,
+                        seq,
+                        id,
+                        at: frame.at(),
+                        duplicate: frame.duplicate,
+                    }),
+                    _ => None,
+                },
+                ("rejected", Some(room), Some(client_msg_id)) => {
+                    let (client, code) = (Some(client), frame.reject_code());
+                    Some(Step::Rejected { user, client, room, client_msg_id, code })
+                }
+                _ => frame.event(&text).map(|event| Step::Delivered { client, event }),
+            };
+            if let Some(step) = step {
+                self.record.note(step);
+            }
+        }
+    }
+}
+
+impl Tap {
+    /// A page of history, if the call asked for one.
+    fn page(&self, call: &str, body: &[u8]) -> Option<Step> {
+        let (room, rest) = call.strip_prefix("GET /v1/rooms/")?.split_once("/messages?after=")?;
+        let after = Seq(rest.split(['&', ' ']).next()?.parse().ok()?);
+        page(Reader::Refill(self.client), RoomId(room.parse().ok()?), after, body)
+    }
+}
+
+/// A page of history as it is answered.
+pub fn page(reader: Reader, room: RoomId, after: Seq, body: &[u8]) -> Option<Step> {
+    let page: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let seq = |name: &str| page[name].as_u64().map(Seq);
+    let texts: Vec<String> = page["items"].as_array()?.iter().map(ToString::to_string).collect();
+    let events = texts.iter().map(|text| Frame::parse(text).ok()?.event(text)).collect::<Option<_>>()?;
+    Some(Step::Page { reader, room, after, first_seq: seq("first_seq")?, head_seq: seq("head_seq")?, events })
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        if self.said_hello {
+            self.record.note(Step::Closed { client: self.client });
+        }
+    }
+}
