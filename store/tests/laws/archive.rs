@@ -170,6 +170,7 @@ pub async fn what_was_written_is_there_after_a_restart(engine: impl Engine) {
         members: vec![(room(1), user(1), member(1, None))],
         listings: vec![Listing { user: user(1), room: room(1), version: Seq(1), listed: true }],
         receipts: vec![receipt(room(1), user(1), 1, 1, 50)],
+        since: Vec::new(),
         progress: vec![(Topic::Events, Partition(0), Offset(3))],
     };
     store.archive(batch).await.unwrap();
