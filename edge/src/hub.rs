@@ -12,6 +12,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use schemas::link::{Batch, EdgePort, FanoutPort, HistoryPort, Lane, Unavailable};
 use schemas::outcome::Outcome;
@@ -56,8 +57,8 @@ type Call = (RoomId, UserId, CommandId);
 /// Calls that wait for one command, and the command as it was published.
 struct Waiting {
     record: stream::Record,
-    /// How often it was published. A rejection concerns one copy, and another one may still act.
-    copies: u32,
+    /// Of its last copy: a rejection of an earlier one says nothing yet.
+    received_us: i64,
     answers: Vec<oneshot::Sender<Answer>>,
 }
 
@@ -155,6 +156,14 @@ impl Hub {
         stream::Record { key: *command.room.as_bytes(), value: command.encode() }
     }
 
+    /// A command to be published once more. Copies are told apart by their times, and so are their outcomes: while a
+    /// later copy is under way, the rejection of an earlier one is not the last word.
+    pub(crate) fn copy_of(record: &Bytes, now_us: i64) -> Option<(Bytes, i64)> {
+        let command = Command::decode(record).ok()?;
+        let received_us = now_us.max(command.received_us + 1);
+        Some((Command { received_us, ..command }.encode(), received_us))
+    }
+
     /// Publishes a command that was received at this time. `Ok` means only that it is on its way.
     pub async fn publish(&self, command: stream::Record, received_us: i64) -> Result<(), Unavailable> {
         let partition = self.partition(&command.key);
@@ -177,11 +186,12 @@ impl Hub {
             Entry::Occupied(mut other) => {
                 // A retry while the first try is under way: its deadline is the later one.
                 other.get_mut().record = record.clone();
-                other.get_mut().copies += 1;
+                other.get_mut().received_us = command.received_us;
                 other.get_mut().answers.push(answer);
             }
             Entry::Vacant(none) => {
-                none.insert(Waiting { record: record.clone(), copies: 1, answers: vec![answer] });
+                let received_us = command.received_us;
+                none.insert(Waiting { record: record.clone(), received_us, answers: vec![answer] });
             }
         }
         self.publish(record, command.received_us).await?;

@@ -73,7 +73,7 @@ impl Hub {
             Item::Outcome(outcome) => {
                 if outcome.reply_to.session == SessionId::NIL {
                     let call = (outcome.room, outcome.user, outcome.command);
-                    if outcome.rejected.is_some() && self.waits_for_copy(call) {
+                    if outcome.rejected.is_some() && self.waits_for_copy(call, outcome.received_us) {
                         return;
                     }
                     self.answer(call, || Answer::Outcome(Arc::clone(&outcome)), outcome.received_us);
@@ -101,12 +101,9 @@ impl Hub {
         }
     }
 
-    /// One copy of a command was rejected: whether another one may still act.
-    fn waits_for_copy(&self, call: Call) -> bool {
-        let mut calls = self.calls.lock();
-        let Some(waiting) = calls.get_mut(&call) else { return false };
-        waiting.copies -= 1;
-        waiting.copies > 0
+    /// A copy of a command was rejected: whether a later one is under way, and may still act.
+    fn waits_for_copy(&self, call: Call, received_us: i64) -> bool {
+        self.calls.lock().get(&call).is_some_and(|waiting| received_us < waiting.received_us)
     }
 
     fn pass_on(&self, due: Due) {

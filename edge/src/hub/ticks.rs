@@ -320,12 +320,13 @@ impl Hub {
     fn in_flight(&self, partition: Partition) -> Vec<stream::Record> {
         let is_here = |key: &[u8; 16]| self.partition(key) == partition;
         let sockets: Vec<Arc<Socket>> = self.state.lock().sessions.values().cloned().collect();
-        let sent = sockets.iter().flat_map(|socket| socket.in_flight(|room| is_here(room.as_bytes())));
+        let now_us = self.deps.clock.micros();
+        let sent = sockets.iter().flat_map(|socket| socket.in_flight(now_us, |room| is_here(room.as_bytes())));
         let sent = sent.map(|(room, value)| stream::Record { key: *room.as_bytes(), value });
         let mut calls = self.calls.lock();
-        let called = calls.values_mut().filter(|waiting| is_here(&waiting.record.key)).map(|waiting| {
-            waiting.copies += 1;
-            waiting.record.clone()
+        let called = calls.values_mut().filter(|waiting| is_here(&waiting.record.key)).filter_map(|waiting| {
+            (waiting.record.value, waiting.received_us) = Self::copy_of(&waiting.record.value, now_us)?;
+            Some(waiting.record.clone())
         });
         sent.chain(called).collect()
     }

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use super::splice::{Offer, RoomCursor};
 use super::{Gate, wire};
+use crate::hub::Hub;
 use crate::limits::Bucket;
 
 /// Commands of one socket whose outcome is not known yet; more are refused as `rate_limited`.
@@ -87,8 +88,8 @@ struct InFlight {
     deadline: Timestamp,
     /// As it was published, where there was room to keep it.
     record: Option<Bytes>,
-    /// How often it was published. A rejection concerns one copy, and another one may still act.
-    copies: u32,
+    /// Of its last copy: a rejection of an earlier one says nothing yet.
+    received_us: i64,
 }
 
 impl InFlight {
@@ -301,25 +302,26 @@ impl Socket {
 
     /// A command is on its way, published as this record. `false`: too many are.
     pub fn send_started(&self, command: &Command, record: &Bytes) -> bool {
-        let Command { id, event_id: event, room, deadline, .. } = *command;
+        let Command { id, event_id: event, room, deadline, received_us, .. } = *command;
         let mut state = self.state.lock();
         if state.in_flight.len() >= IN_FLIGHT_MAX {
             return false;
         }
         let fits = state.in_flight_bytes + record.len() <= IN_FLIGHT_MAX_BYTES;
-        let sent = InFlight { command: id, event, room, deadline, record: fits.then(|| record.clone()), copies: 1 };
+        let sent = InFlight { command: id, event, room, deadline, record: fits.then(|| record.clone()), received_us };
         state.in_flight_bytes += sent.bytes();
         state.in_flight.push_back(sent);
         true
     }
 
     /// The records of commands in flight into rooms that fit, in the order of sending, to be published once more.
-    pub fn in_flight(&self, fits: impl Fn(RoomId) -> bool) -> Vec<(RoomId, Bytes)> {
+    pub fn in_flight(&self, now_us: i64, fits: impl Fn(RoomId) -> bool) -> Vec<(RoomId, Bytes)> {
         let mut state = self.state.lock();
         let here = state.in_flight.iter_mut().filter(|sent| fits(sent.room));
         let again = here.filter_map(|sent| {
-            let record = sent.record.clone()?;
-            sent.copies += 1;
+            let record;
+            (record, sent.received_us) = Hub::copy_of(sent.record.as_ref()?, now_us)?;
+            sent.record = Some(record.clone());
             Some((sent.room, record))
         });
         again.collect()
@@ -373,10 +375,10 @@ impl Socket {
             return;
         }
         if outcome.rejected.is_some()
-            && let Some(sent) = state.in_flight.iter_mut().find(|sent| sent.command == outcome.command)
-            && sent.copies > 1
+            && let Some(sent) = state.in_flight.iter().find(|sent| sent.command == outcome.command)
+            && outcome.received_us < sent.received_us
         {
-            sent.copies -= 1;
+            // A later copy is under way.
             return;
         }
         if !state.landed(outcome.command) {
@@ -706,7 +708,7 @@ fn ends_for(event: &Event, user: UserId) -> bool {
 mod tests {
     use schemas::message::{Content, Message};
     use schemas::outcome::Rejected;
-    use schemas::{Action, EdgeId, ReplyTo};
+    use schemas::{Action, EdgeId, Record as _, ReplyTo};
     use uuid::Uuid;
 
     use super::*;
@@ -776,8 +778,8 @@ mod tests {
         let socket = new();
         socket.follow(ROOM);
         socket.start(ROOM, Seq(3), Seq(3), true);
-        assert!(socket.send_started(&command(), &Bytes::from_static(b"record")));
-        assert_eq!(socket.in_flight(|_| true).len(), 1, "published again");
+        assert!(socket.send_started(&command(), &command().encode()));
+        assert_eq!(socket.in_flight(7, |_| true).len(), 1, "published again");
         // The second copy's outcome comes first: it repeats the event of the first, whose place has not come.
         socket.outcome(&outcome(Some(Done { seq: Seq(4), id: command().event_id, at: Timestamp(9) })));
         assert_eq!(waiting(&socket), Vec::<String>::new());
@@ -791,13 +793,14 @@ mod tests {
     }
 
     #[test]
-    fn the_rejection_of_one_copy_is_not_told_while_another_may_act() {
+    fn the_rejection_of_a_copy_is_not_told_while_a_later_one_may_act() {
         let socket = new();
-        assert!(socket.send_started(&command(), &Bytes::from_static(b"record")));
-        assert_eq!(socket.in_flight(|_| true).len(), 1, "published again");
+        assert!(socket.send_started(&command(), &command().encode()));
+        assert_eq!(socket.in_flight(7, |_| true).len(), 1, "published again");
         socket.outcome(&outcome(None));
         assert_eq!(waiting(&socket), Vec::<String>::new());
-        socket.outcome(&outcome(None));
+        // The later copy's, whatever has become of the earlier one's.
+        socket.outcome(&Outcome { received_us: 7, ..outcome(None) });
         let told = waiting(&socket);
         assert!(told.len() == 1 && told[0].contains(r#""rejected""#), "{told:?}");
     }
@@ -806,7 +809,7 @@ mod tests {
     fn an_answer_that_waits_moves_the_start_that_we_choose_before_its_place() {
         for claimed in [false, true] {
             let socket = new();
-            assert!(socket.send_started(&command(), &Bytes::from_static(b"record")));
+            assert!(socket.send_started(&command(), &command().encode()));
             let event = event(8);
             // Not followed yet: the answer waits.
             socket.offer(&mut Shared::new(&event));
@@ -822,7 +825,7 @@ mod tests {
         let socket = new();
         socket.follow(ROOM);
         socket.start(ROOM, Seq(10), Seq(10), false);
-        assert!(socket.send_started(&command(), &Bytes::from_static(b"record")));
+        assert!(socket.send_started(&command(), &command().encode()));
         let event = event(8);
         socket.offer(&mut Shared::new(&event));
         let told = waiting(&socket);
@@ -849,7 +852,7 @@ mod tests {
 
         for answered in [true, false] {
             let busy = new();
-            assert!(busy.send_started(&command(), &Bytes::from_static(b"record")));
+            assert!(busy.send_started(&command(), &command().encode()));
             busy.leave(1012, Some(7));
             assert!(busy.is_leaving());
             assert_eq!(busy.closing(), None, "an outcome is waited for");
