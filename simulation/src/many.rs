@@ -92,6 +92,7 @@ pub fn run(seeds: u64, start: u64) -> anyhow::Result<bool> {
     let next = AtomicU64::new(start);
     let total: Mutex<(BTreeMap<String, u64>, u64, u64)> = Mutex::default();
     let failed: Mutex<BTreeMap<u64, Vec<String>>> = Mutex::default();
+    #[expect(clippy::disallowed_methods, reason = "how long all of it took, for people")]
     let begun = Instant::now();
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {

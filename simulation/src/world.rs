@@ -198,7 +198,7 @@ impl World {
             (state.log.clone(), state.quiet)
         };
         if quiet {
-            inside::check(&log, &*self.store, &self.around).await?;
+            inside::check(&log, &self.store, &self.around).await?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Other issuers whose tokens are taken, and their keys: fixed ones, or those behind a URL, which change there when they
 //! like. Owns when a URL is asked; how is the port's matter, and tokens are [`super::token`]'s.
 //!
-//! A token whose key is known never waits. One whose key is not may make us ask, at most once in [`GAP`] for each issuer
+//! A token whose key is known never waits. One whose key is not may make us ask, at most once in `GAP` for each issuer
 //! whatever it is sent, and waits with all others for that one answer.
 
 use std::collections::HashMap;
