@@ -12,7 +12,7 @@ use edge::config::{Config, PasswordConfig, TrustedIssuer};
 use parking_lot::Mutex;
 use schemas::link::{Batch, FanoutPort, Item};
 use schemas::outcome::{Done, Outcome};
-use schemas::{Action, Command, Event, EventKind, Record, Seq, Timestamp, Topic};
+use schemas::{Action, Command, Event, EventId, EventKind, Record, Seq, Timestamp, Topic};
 use serde_json::Value;
 use stream::Log;
 use testkit::cluster::{Between, Cluster};
@@ -122,11 +122,10 @@ fn early(log: Arc<dyn Log>) -> Arc<dyn Log> {
             heads.lock().insert(event.room, event.seq);
         }
         match Command::decode(&record.value) {
-            Ok(Command { id, room, user, event_id, reply_to, received_us, action: Action::Send(_), .. })
-                if is_victim(&seen) =>
-            {
+            Ok(Command { id, room, user, reply_to, received_us, action: Action::Send(_), .. }) if is_victim(&seen) => {
                 let seq = heads.lock().get(&room).map_or(Seq(1), |head: &Seq| head.next());
-                let done = Some(Done { seq, id: event_id, at: Timestamp(received_us / 1_000) });
+                // As the repeat of an earlier attempt: its own would wait for the place that never comes.
+                let done = Some(Done { seq, id: EventId(id.0), at: Timestamp(received_us / 1_000) });
                 let outcome = Outcome { room, user, command: id, reply_to, received_us, done, rejected: None };
                 record.value = outcome.encode();
                 (Topic::Events, record)
