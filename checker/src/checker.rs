@@ -26,7 +26,7 @@ pub struct Checker {
     pub(crate) strange: Vec<Strange>,
     pub(crate) early: Vec<Early>,
     /// Delivered watermarks as far as clients have told them; they are a person's, whichever device told.
-    told: HashMap<(UserId, RoomId), Seq>,
+    told: HashMap<UserId, HashMap<RoomId, Seq>>,
     pub(crate) verdict: Verdict,
 }
 
@@ -177,7 +177,7 @@ impl Checker {
         let client = &mut self.clients[client.0 as usize];
         let stream = client.streams.entry(room).or_default();
         if let (None, Some(user)) = (stream.cursor, client.user) {
-            stream.told = self.told.get(&(user, room)).copied().unwrap_or_default();
+            stream.told = self.told.get(&user).and_then(|told| told.get(&room)).copied().unwrap_or_default();
         }
         stream
     }
@@ -186,7 +186,7 @@ impl Checker {
         // What was never sent to the person does not count.
         let Some(cursor) = self.stream(client, room).cursor else { return };
         let Some(user) = self.client(client).user else { return };
-        let told = self.told.entry((user, room)).or_default();
+        let told = self.told.entry(user).or_default().entry(room).or_default();
         *told = seq.min(cursor).max(*told);
     }
 
@@ -423,6 +423,13 @@ impl Checker {
     }
 
     fn live(&mut self, id: ClientId) {
+        // Where nothing has come, the stream begins after what the person's other devices have told.
+        let user = self.client(id).user;
+        let told = user.and_then(|user| self.told.get(&user)).into_iter().flatten();
+        let told: Vec<RoomId> = told.map(|(room, _)| *room).collect();
+        for room in told {
+            self.stream(id, room);
+        }
         let client = self.client(id);
         let session = client.session;
         let behind = |(room, stream): (&RoomId, &Stream)| {
