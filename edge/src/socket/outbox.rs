@@ -515,6 +515,11 @@ impl Socket {
         self.state.lock().ended.remove(&room)
     }
 
+    /// The rooms that ended while connected, or before.
+    pub fn ended_rooms(&self) -> Vec<RoomId> {
+        self.state.lock().ended.keys().copied().collect()
+    }
+
     /// The client holds a room up to this event, by which its person had gone.
     pub fn ended_before(&self, room: RoomId, at: Seq) {
         self.state.lock().ended.insert(room, at);

@@ -287,20 +287,8 @@ async fn begin_once(
         socket.close(close::TOKEN_INVALID, None);
         return Ok(());
     }
-    let mut rooms = hub.history().rooms_of(socket.user, position).await?;
-    // A room that they have left is followed up to their way out: if the client says that it is not there yet, or if
-    // nobody has told it.
-    hub.history().settle(Lane::Users, hub.partition(socket.user.as_bytes()), position).await?;
-    let unseen = hub.deps().store.left_unseen(socket.user, LEFT_MAX).await.map_err(|error| {
-        tracing::warn!(%error, "rooms that were left could not be read");
-        Unavailable
-    })?;
-    let left: HashSet<RoomId> =
-        hello.resume.keys().copied().chain(unseen).filter(|room| !rooms.contains(room)).collect();
-    if !left.is_empty() {
-        let left: Vec<(RoomId, Offset)> = left.into_iter().map(|room| (room, Offset(0))).collect();
-        rooms.extend(hub.history().rooms(socket.user, &left).await?.iter().map(|entry| entry.info.id));
-    }
+    let named: Vec<RoomId> = hello.resume.keys().copied().collect();
+    let mut rooms = rooms_due(hub, socket, position, &named).await?;
     rooms.retain(|room| socket.wants(*room) && !socket.follows(*room));
     // What an earlier try has sent up to the person's way out is not sent again.
     for room in &rooms {
@@ -311,6 +299,23 @@ async fn begin_once(
     catch_up::follow(hub, socket, &rooms, &hello.resume).await?;
     hub.came(socket).await;
     catch_up::read(hub, socket, socket.take_behind()).await
+}
+
+/// The rooms that a person is to hear of: those of their list, and those that they have left and are followed up to their
+/// way out: if the client is not there yet (`named`: those that it knows), or if nobody has told it.
+async fn rooms_due(hub: &Hub, socket: &Socket, position: Offset, named: &[RoomId]) -> Result<Vec<RoomId>, Unavailable> {
+    let mut rooms = hub.history().rooms_of(socket.user, position).await?;
+    hub.history().settle(Lane::Users, hub.partition(socket.user.as_bytes()), position).await?;
+    let unseen = hub.deps().store.left_unseen(socket.user, LEFT_MAX).await.map_err(|error| {
+        tracing::warn!(%error, "rooms that were left could not be read");
+        Unavailable
+    })?;
+    let left: HashSet<RoomId> = named.iter().copied().chain(unseen).filter(|room| !rooms.contains(room)).collect();
+    if !left.is_empty() {
+        let left: Vec<(RoomId, Offset)> = left.into_iter().map(|room| (room, Offset(0))).collect();
+        rooms.extend(hub.history().rooms(socket.user, &left).await?.iter().map(|entry| entry.info.id));
+    }
+    Ok(rooms)
 }
 
 /// Any later work: rooms that came in, rooms that are behind.
@@ -324,26 +329,30 @@ async fn step(context: Context, socket: Arc<Socket>, after_failure: bool) -> Res
     let mut came: HashMap<RoomId, Seq> = HashMap::new();
     for (room, seq) in &joined {
         if wanted(room) && !socket.follows(*room) {
-            // Back in the same connection: on from their way out. Else from their way in, what was before is history.
-            came.insert(*room, socket.ended_at(*room).unwrap_or(seq.prev()));
+            // Back in the same connection: on from their way out. Else from their way in, what was before is history. Of
+            // several ways in that were heard of meanwhile the first one counts.
+            let from = socket.ended_at(*room).unwrap_or(seq.prev());
+            came.entry(*room).and_modify(|known| *known = from.min(*known)).or_insert(from);
         }
     }
     let mut result = Ok(());
     if relist {
-        let position = hub.end(Lane::Users, hub.partition(socket.user.as_bytes())).await;
-        match position {
-            Ok(position) => match hub.history().rooms_of(socket.user, position).await {
-                Ok(rooms) => {
-                    for room in rooms.into_iter().filter(wanted).filter(|room| !socket.follows(*room)) {
-                        if let Some(seq) = socket.ended_at(room) {
-                            came.insert(room, seq);
-                        } else {
-                            came.entry(room).or_insert(Seq::ZERO);
-                        }
+        // Someone may have been back and gone again in what was missed.
+        let ended = socket.ended_rooms();
+        let listed = async {
+            let position = hub.end(Lane::Users, hub.partition(socket.user.as_bytes())).await?;
+            rooms_due(hub, &socket, position, &ended).await
+        };
+        match listed.await {
+            Ok(rooms) => {
+                for room in rooms.into_iter().filter(wanted).filter(|room| !socket.follows(*room)) {
+                    if let Some(seq) = socket.ended_at(room) {
+                        came.insert(room, seq);
+                    } else {
+                        came.entry(room).or_insert(Seq::ZERO);
                     }
                 }
-                Err(unavailable) => result = Err(unavailable),
-            },
+            }
             Err(unavailable) => result = Err(unavailable),
         }
         if result.is_err() {
