@@ -53,7 +53,6 @@ const EXPECTED: &[&str] = &[
     "counted: archiver_rewinds",
     "counted: edge_behind",
     "counted: edge_commands_published_again",
-    "counted: edge_lagging",
     "counted: edge_missed_stretches",
     "counted: fanout_edges_lost",
     "counted: ingest_dedup_hits",
