@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -79,8 +79,10 @@ pub(crate) struct History {
     pub landed: Notify,
     /// The store has come back without its newest rows: to be taken over again at its progress (I5).
     pub rewind: Notify,
-    /// A read has failed since the store's progress was last looked at: it may come back as another.
-    unsure: AtomicBool,
+    /// Reads that have failed so far: after each the store may come back as another.
+    failures: AtomicU64,
+    /// As many of them as there had been when its progress was last found to be as it should.
+    cleared: AtomicU64,
 }
 
 /// A room on its way into an answer.
@@ -137,7 +139,8 @@ impl History {
             hurry: Notify::new(),
             landed: Notify::new(),
             rewind: Notify::new(),
-            unsure: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
+            cleared: AtomicU64::new(0),
             deps,
             config,
             metrics,
@@ -236,13 +239,13 @@ impl History {
         work: impl Future<Output = Result<T, store::Error>>,
     ) -> Result<T, Unavailable> {
         let _permit = self.reads.acquire().await.map_err(|_| Unavailable)?;
-        if self.unsure.load(Ordering::Relaxed) {
+        if self.cleared.load(Ordering::Relaxed) < self.failures.load(Ordering::Relaxed) {
             self.make_sure().await?;
         }
         self.metrics.store_reads.with_label_values(&[rows]).inc();
         work.await.map_err(|error| {
             warn!(rows, %error, "history could not read the store");
-            self.unsure.store(true, Ordering::Relaxed);
+            self.failures.fetch_add(1, Ordering::Relaxed);
             Unavailable
         })
     }
@@ -250,17 +253,21 @@ impl History {
     /// Whether the store holds what was archived. One that was away may have come back with less: what was let go of
     /// here would be missing in answers.
     pub(crate) async fn make_sure(&self) -> Result<(), Unavailable> {
-        self.unsure.store(true, Ordering::Relaxed);
+        // What fails meanwhile is not cleared by this look.
+        let failures = self.failures.load(Ordering::Relaxed);
         for (partition, reached) in self.owned() {
             for topic in plan::TOPICS {
-                let progress = self.deps.store.progress(topic, partition).await.map_err(|_| Unavailable)?;
+                let progress = self.deps.store.progress(topic, partition).await.map_err(|_| {
+                    self.failures.fetch_add(1, Ordering::Relaxed);
+                    Unavailable
+                })?;
                 if progress < reached.archived.of(topic) {
                     self.rewind.notify_one();
                     return Err(Unavailable);
                 }
             }
         }
-        self.unsure.store(false, Ordering::Relaxed);
+        self.cleared.fetch_max(failures, Ordering::Relaxed);
         Ok(())
     }
 

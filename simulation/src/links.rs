@@ -138,24 +138,25 @@ pub struct EdgeLinks {
 
 impl EdgeLinks {
     fn fanouts(&self) -> Vec<(ProcessId, Arc<fanout::Handle>)> {
-        let state = self.links.state.lock();
-        let all: Vec<_> = state.fanouts.iter().map(|(process, handle)| (*process, Arc::clone(handle))).collect();
-        rotated(all, self.links.around.dice.number())
+        self.from_anywhere(|directory| &directory.fanouts)
     }
 
     fn histories(&self) -> Vec<(ProcessId, Arc<dyn HistoryPort>)> {
-        let state = self.links.state.lock();
-        let all: Vec<_> = state.histories.iter().map(|(process, port)| (*process, Arc::clone(port))).collect();
-        rotated(all, self.links.around.dice.number())
+        self.from_anywhere(|directory| &directory.histories)
     }
-}
 
-/// The same list, begun somewhere else.
-fn rotated<T>(mut list: Vec<T>, by: u64) -> Vec<T> {
-    if let Some(middle) = by.checked_rem(list.len() as u64) {
-        list.rotate_left(usize::try_from(middle).unwrap_or(0));
+    /// All of a role, begun with any of them.
+    fn from_anywhere<T: ?Sized>(
+        &self,
+        of_role: impl Fn(&Directory) -> &BTreeMap<ProcessId, Arc<T>>,
+    ) -> Vec<(ProcessId, Arc<T>)> {
+        let state = self.links.state.lock();
+        let mut all: Vec<_> = of_role(&state).iter().map(|(process, port)| (*process, Arc::clone(port))).collect();
+        if let Some(first) = self.links.around.dice.number().checked_rem(all.len() as u64) {
+            all.rotate_left(usize::try_from(first).unwrap_or(0));
+        }
+        all
     }
-    list
 }
 
 #[async_trait]

@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tower::ServiceExt as _;
 
-use crate::record::{Record, Tap};
+use crate::record::{Record, Tap, end_of_head};
 use crate::surroundings::Surroundings;
 use crate::tasks::ProcessId;
 
@@ -155,11 +155,14 @@ impl Connector for Lines {
 /// The server's end: a socket gets its session, everything else the router.
 async fn serve(mut pipe: DuplexStream, app: Arc<App>, router: Router) -> io::Result<()> {
     let mut head = Vec::new();
-    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+    let end = loop {
+        if let Some(end) = end_of_head(&head) {
+            break end;
+        }
         if head.len() > HEAD_MAX_BYTES || pipe.read_buf(&mut head).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-    }
+    };
     if head.starts_with(b"GET /v1/socket ") {
         let text = String::from_utf8_lossy(&head);
         let mut lines = text.lines().filter_map(|line| line.split_once(": "));
@@ -171,9 +174,8 @@ async fn serve(mut pipe: DuplexStream, app: Arc<App>, router: Router) -> io::Res
             schemas::frame::SUBPROTOCOL
         );
         pipe.write_all(answer.as_bytes()).await?;
-        let rest = head.windows(4).position(|window| window == b"\r\n\r\n").map_or(head.len(), |at| at + 4);
         let context = session::Context { hub: Arc::clone(&app.hub), gate: app };
-        session::run(Link::new(pipe, &head[rest..]), context, None, ()).await;
+        session::run(Link::new(pipe, &head[end..]), context, None, ()).await;
         return Ok(());
     }
     let (read, write) = tokio::io::split(pipe);

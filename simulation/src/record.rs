@@ -2,6 +2,7 @@
 //! bytes (RFC 6455 section 5.2); changes nothing.
 
 use std::collections::VecDeque;
+use std::io::Cursor;
 use std::sync::Arc;
 
 use checker::frame::{Frame, text_digest};
@@ -9,6 +10,8 @@ use checker::{Checker, ClientId, Reader, Step, digest};
 use parking_lot::Mutex;
 use schemas::frame::ClientFrame;
 use schemas::{RoomId, Seq, UserId};
+use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 /// The record of a schedule.
 #[derive(Default)]
@@ -69,14 +72,14 @@ impl Half {
     fn take_calls(&mut self, more: &[u8]) -> Vec<(String, Vec<u8>)> {
         self.bytes.extend_from_slice(more);
         let mut messages = Vec::new();
-        while let Some(end) = self.bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+        while let Some(end) = end_of_head(&self.bytes) {
             let head = String::from_utf8_lossy(&self.bytes[..end]).into_owned();
             let mut headers = head.lines().filter_map(|line| line.split_once(": "));
             let length = headers.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
             let length = length.and_then(|(_, length)| length.parse::<usize>().ok()).unwrap_or(0);
-            let Some(body) = self.bytes.get(end + 4..end + 4 + length) else { break };
+            let Some(body) = self.bytes.get(end..end + length) else { break };
             messages.push((head, body.to_vec()));
-            self.bytes.drain(..end + 4 + length);
+            self.bytes.drain(..end + length);
         }
         messages
     }
@@ -85,13 +88,13 @@ impl Half {
     fn take(&mut self, more: &[u8]) -> Vec<String> {
         self.bytes.extend_from_slice(more);
         if !self.open {
-            let Some(end) = self.bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Vec::new() };
-            self.bytes.drain(..end + 4);
+            let Some(end) = end_of_head(&self.bytes) else { return Vec::new() };
+            self.bytes.drain(..end);
             self.open = true;
         }
         let mut texts = Vec::new();
         while let Some((opcode, payload, length)) = first_frame(&self.bytes) {
-            if opcode == 1
+            if opcode == OpCode::Data(Data::Text)
                 && let Ok(text) = String::from_utf8(payload)
             {
                 texts.push(text);
@@ -102,22 +105,20 @@ impl Half {
     }
 }
 
+/// Where the head of an HTTP message ends.
+pub fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+}
+
 /// The first frame: its opcode, its payload and its length in bytes. Neither side splits messages.
-fn first_frame(bytes: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
-    let (first, second) = (*bytes.first()?, *bytes.get(1)?);
-    let (length, mut at) = match second & 0x7f {
-        126 => (usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4),
-        127 => (usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?, 10),
-        short => (usize::from(short), 2),
-    };
-    let mut mask = [0; 4];
-    if second & 0x80 != 0 {
-        mask = bytes.get(at..at + 4)?.try_into().ok()?;
-        at += 4;
-    }
+fn first_frame(bytes: &[u8]) -> Option<(OpCode, Vec<u8>, usize)> {
+    let mut read = Cursor::new(bytes);
+    let (header, length) = FrameHeader::parse(&mut read).ok()??;
+    let (at, length) = (usize::try_from(read.position()).ok()?, usize::try_from(length).ok()?);
     let payload = bytes.get(at..at + length)?;
+    let mask = header.mask.unwrap_or_default();
     let payload = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
-    Some((first & 0x0f, payload, at + length))
+    Some((header.opcode, payload, at + length))
 }
 
 impl Tap {

@@ -42,233 +42,74 @@ impl ProcessStore {
     }
 }
 
-#[async_trait]
-impl Accounts for ProcessStore {
-    async fn create_account(&self, account: Account) -> Result<Result<(), Taken>, Error> {
-        self.call(Call::StoreWrite, self.inner.create_account(account)).await
-    }
-
-    async fn accounts(&self, ids: &[UserId]) -> Result<Vec<Account>, Error> {
-        self.call(Call::StoreRead, self.inner.accounts(ids)).await
-    }
-
-    async fn account_by_username(&self, username: &str) -> Result<Option<Account>, Error> {
-        self.call(Call::StoreRead, self.inner.account_by_username(username)).await
-    }
-
-    async fn account_by_email(&self, email: &str) -> Result<Option<Account>, Error> {
-        self.call(Call::StoreRead, self.inner.account_by_email(email)).await
-    }
-
-    async fn update_account(&self, id: UserId, username: &str, profile: Profile) -> Result<Result<(), Taken>, Error> {
-        self.call(Call::StoreWrite, self.inner.update_account(id, username, profile)).await
-    }
-
-    async fn set_password_hash(&self, id: UserId, hash: &str) -> Result<(), Error> {
-        self.call(Call::StoreWrite, self.inner.set_password_hash(id, hash)).await
-    }
-
-    async fn touch_accounts(&self, seen: &[(UserId, Timestamp)]) -> Result<(), Error> {
-        self.call(Call::StoreWrite, self.inner.touch_accounts(seen)).await
-    }
-
-    async fn find_accounts(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Account>, Error> {
-        self.call(Call::StoreRead, self.inner.find_accounts(prefix, after, limit)).await
-    }
+/// A trait of the store, each call passed on as what it is.
+macro_rules! passed_on {
+    ($trait:ident { $($call:ident fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty;)* }) => {
+        #[async_trait]
+        impl $trait for ProcessStore {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$out, Error> {
+                self.call(Call::$call, self.inner.$name($($arg),*)).await
+            })*
+        }
+    };
 }
 
-#[async_trait]
-impl Devices for ProcessStore {
-    async fn create_device(&self, device: Device, token: RefreshToken) -> Result<(), Error> {
-        self.call(Call::StoreWrite, self.inner.create_device(device, token)).await
-    }
+passed_on!(Accounts {
+    StoreWrite fn create_account(account: Account) -> Result<(), Taken>;
+    StoreRead fn accounts(ids: &[UserId]) -> Vec<Account>;
+    StoreRead fn account_by_username(username: &str) -> Option<Account>;
+    StoreRead fn account_by_email(email: &str) -> Option<Account>;
+    StoreWrite fn update_account(id: UserId, username: &str, profile: Profile) -> Result<(), Taken>;
+    StoreWrite fn set_password_hash(id: UserId, hash: &str) -> ();
+    StoreWrite fn touch_accounts(seen: &[(UserId, Timestamp)]) -> ();
+    StoreRead fn find_accounts(prefix: &str, after: Option<&str>, limit: usize) -> Vec<Account>;
+});
 
-    async fn device(&self, id: DeviceId) -> Result<Option<Device>, Error> {
-        self.call(Call::StoreRead, self.inner.device(id)).await
-    }
+passed_on!(Devices {
+    StoreWrite fn create_device(device: Device, token: RefreshToken) -> ();
+    StoreRead fn device(id: DeviceId) -> Option<Device>;
+    StoreRead fn devices_of(user: UserId) -> Vec<Device>;
+    StoreWrite fn rotate(hash: TokenHash, next: TokenHash, expires_at: Timestamp, now: Timestamp) -> Rotation;
+    StoreRead fn refresh_token(hash: TokenHash) -> Option<RefreshToken>;
+    StoreWrite fn revoke_device(user: UserId, device: DeviceId, at: Timestamp, reason: RevocationReason) -> ();
+    StoreRead fn revocations(after: u64) -> Vec<Revocation>;
+    StoreWrite fn purge_tokens(before: Timestamp, limit: usize) -> usize;
+    StoreWrite fn purge_revocations(before: Timestamp, limit: usize) -> usize;
+});
 
-    async fn devices_of(&self, user: UserId) -> Result<Vec<Device>, Error> {
-        self.call(Call::StoreRead, self.inner.devices_of(user)).await
-    }
+passed_on!(Keys {
+    StoreRead fn signing_keys() -> Vec<SigningKey>;
+    StoreWrite fn add_signing_key(key: SigningKey, newest: Option<String>) -> Vec<SigningKey>;
+    StoreWrite fn retire_signing_key(id: String, at: Timestamp) -> Vec<SigningKey>;
+    StoreWrite fn remove_retired_keys(before: Timestamp) -> Vec<SigningKey>;
+});
 
-    async fn rotate(
-        &self,
-        hash: TokenHash,
-        next: TokenHash,
-        expires_at: Timestamp,
-        now: Timestamp,
-    ) -> Result<Rotation, Error> {
-        self.call(Call::StoreWrite, self.inner.rotate(hash, next, expires_at, now)).await
-    }
+passed_on!(Rooms {
+    StoreRead fn rooms(ids: &[RoomId]) -> Vec<RoomInfo>;
+    StoreRead fn standings(user: UserId, rooms: &[RoomId]) -> Vec<(RoomId, Member)>;
+    StoreRead fn members(room: RoomId) -> Vec<(UserId, Member)>;
+    StoreRead fn members_page(room: RoomId, after: Option<UserId>, limit: usize) -> Vec<(UserId, Member)>;
+    StoreRead fn rooms_of(user: UserId) -> Vec<RoomId>;
+    StoreRead fn left_unseen(user: UserId, limit: usize) -> Vec<RoomId>;
+    StoreRead fn directory(text: &str, sort: DirectorySort, skip: usize, limit: usize) -> Vec<RoomInfo>;
+    StoreWrite fn claim_handle(handle: &str, room: RoomId, now: Timestamp, expires_at: Timestamp) -> bool;
+    StoreRead fn room_by_handle(handle: &str) -> Option<RoomId>;
+});
 
-    async fn refresh_token(&self, hash: TokenHash) -> Result<Option<RefreshToken>, Error> {
-        self.call(Call::StoreRead, self.inner.refresh_token(hash)).await
-    }
+passed_on!(Archive {
+    StoreWrite fn archive(batch: Batch) -> ();
+    StoreRead fn progress(topic: Topic, partition: Partition) -> Offset;
+    StoreRead fn events(room: RoomId, after: Seq, before: Seq, limit: usize, newest: bool) -> Vec<Event>;
+    StoreRead fn acted(keys: &[(RoomId, UserId, CommandId)]) -> Vec<((RoomId, UserId, CommandId), Acted)>;
+    StoreRead fn largest_command(room: RoomId) -> Option<CommandId>;
+    StoreRead fn watermarks(user: UserId, rooms: &[RoomId]) -> Vec<(RoomId, Watermarks)>;
+    StoreRead fn room_watermarks(room: RoomId, limit: usize) -> Vec<(UserId, Watermarks)>;
+    StoreRead fn message_receipts(room: RoomId, seq: Seq, after: Option<UserId>, limit: usize) -> Vec<MessageReceipt>;
+});
 
-    async fn revoke_device(
-        &self,
-        user: UserId,
-        device: DeviceId,
-        at: Timestamp,
-        reason: RevocationReason,
-    ) -> Result<(), Error> {
-        self.call(Call::StoreWrite, self.inner.revoke_device(user, device, at, reason)).await
-    }
-
-    async fn revocations(&self, after: u64) -> Result<Vec<Revocation>, Error> {
-        self.call(Call::StoreRead, self.inner.revocations(after)).await
-    }
-
-    async fn purge_tokens(&self, before: Timestamp, limit: usize) -> Result<usize, Error> {
-        self.call(Call::StoreWrite, self.inner.purge_tokens(before, limit)).await
-    }
-
-    async fn purge_revocations(&self, before: Timestamp, limit: usize) -> Result<usize, Error> {
-        self.call(Call::StoreWrite, self.inner.purge_revocations(before, limit)).await
-    }
-}
-
-#[async_trait]
-impl Keys for ProcessStore {
-    async fn signing_keys(&self) -> Result<Vec<SigningKey>, Error> {
-        self.call(Call::StoreRead, self.inner.signing_keys()).await
-    }
-
-    async fn add_signing_key(&self, key: SigningKey, newest: Option<String>) -> Result<Vec<SigningKey>, Error> {
-        self.call(Call::StoreWrite, self.inner.add_signing_key(key, newest)).await
-    }
-
-    async fn retire_signing_key(&self, id: String, at: Timestamp) -> Result<Vec<SigningKey>, Error> {
-        self.call(Call::StoreWrite, self.inner.retire_signing_key(id, at)).await
-    }
-
-    async fn remove_retired_keys(&self, before: Timestamp) -> Result<Vec<SigningKey>, Error> {
-        self.call(Call::StoreWrite, self.inner.remove_retired_keys(before)).await
-    }
-}
-
-#[async_trait]
-impl Rooms for ProcessStore {
-    async fn rooms(&self, ids: &[RoomId]) -> Result<Vec<RoomInfo>, Error> {
-        self.call(Call::StoreRead, self.inner.rooms(ids)).await
-    }
-
-    async fn standings(&self, user: UserId, rooms: &[RoomId]) -> Result<Vec<(RoomId, Member)>, Error> {
-        self.call(Call::StoreRead, self.inner.standings(user, rooms)).await
-    }
-
-    async fn members(&self, room: RoomId) -> Result<Vec<(UserId, Member)>, Error> {
-        self.call(Call::StoreRead, self.inner.members(room)).await
-    }
-
-    async fn members_page(
-        &self,
-        room: RoomId,
-        after: Option<UserId>,
-        limit: usize,
-    ) -> Result<Vec<(UserId, Member)>, Error> {
-        self.call(Call::StoreRead, self.inner.members_page(room, after, limit)).await
-    }
-
-    async fn rooms_of(&self, user: UserId) -> Result<Vec<RoomId>, Error> {
-        self.call(Call::StoreRead, self.inner.rooms_of(user)).await
-    }
-
-    async fn left_unseen(&self, user: UserId, limit: usize) -> Result<Vec<RoomId>, Error> {
-        self.call(Call::StoreRead, self.inner.left_unseen(user, limit)).await
-    }
-
-    async fn directory(
-        &self,
-        text: &str,
-        sort: DirectorySort,
-        skip: usize,
-        limit: usize,
-    ) -> Result<Vec<RoomInfo>, Error> {
-        self.call(Call::StoreRead, self.inner.directory(text, sort, skip, limit)).await
-    }
-
-    async fn claim_handle(
-        &self,
-        handle: &str,
-        room: RoomId,
-        now: Timestamp,
-        expires_at: Timestamp,
-    ) -> Result<bool, Error> {
-        self.call(Call::StoreWrite, self.inner.claim_handle(handle, room, now, expires_at)).await
-    }
-
-    async fn room_by_handle(&self, handle: &str) -> Result<Option<RoomId>, Error> {
-        self.call(Call::StoreRead, self.inner.room_by_handle(handle)).await
-    }
-}
-
-#[async_trait]
-impl Archive for ProcessStore {
-    async fn archive(&self, batch: Batch) -> Result<(), Error> {
-        self.call(Call::StoreWrite, self.inner.archive(batch)).await
-    }
-
-    async fn progress(&self, topic: Topic, partition: Partition) -> Result<Offset, Error> {
-        self.call(Call::StoreRead, self.inner.progress(topic, partition)).await
-    }
-
-    async fn events(
-        &self,
-        room: RoomId,
-        after: Seq,
-        before: Seq,
-        limit: usize,
-        newest: bool,
-    ) -> Result<Vec<Event>, Error> {
-        self.call(Call::StoreRead, self.inner.events(room, after, before, limit, newest)).await
-    }
-
-    async fn acted(
-        &self,
-        keys: &[(RoomId, UserId, CommandId)],
-    ) -> Result<Vec<((RoomId, UserId, CommandId), Acted)>, Error> {
-        self.call(Call::StoreRead, self.inner.acted(keys)).await
-    }
-
-    async fn largest_command(&self, room: RoomId) -> Result<Option<CommandId>, Error> {
-        self.call(Call::StoreRead, self.inner.largest_command(room)).await
-    }
-
-    async fn watermarks(&self, user: UserId, rooms: &[RoomId]) -> Result<Vec<(RoomId, Watermarks)>, Error> {
-        self.call(Call::StoreRead, self.inner.watermarks(user, rooms)).await
-    }
-
-    async fn room_watermarks(&self, room: RoomId, limit: usize) -> Result<Vec<(UserId, Watermarks)>, Error> {
-        self.call(Call::StoreRead, self.inner.room_watermarks(room, limit)).await
-    }
-
-    async fn message_receipts(
-        &self,
-        room: RoomId,
-        seq: Seq,
-        after: Option<UserId>,
-        limit: usize,
-    ) -> Result<Vec<MessageReceipt>, Error> {
-        self.call(Call::StoreRead, self.inner.message_receipts(room, seq, after, limit)).await
-    }
-}
-
-#[async_trait]
-impl ShutOuts for ProcessStore {
-    async fn shut_out(&self, entries: Vec<ShutOut>) -> Result<(), Error> {
-        self.call(Call::StoreWrite, self.inner.shut_out(entries)).await
-    }
-
-    async fn lift_shut_outs(&self, subject: Option<Subject>, at: Timestamp) -> Result<usize, Error> {
-        self.call(Call::StoreWrite, self.inner.lift_shut_outs(subject, at)).await
-    }
-
-    async fn shut_outs(&self, after: u64) -> Result<Vec<ShutOut>, Error> {
-        self.call(Call::StoreRead, self.inner.shut_outs(after)).await
-    }
-
-    async fn purge_shut_outs(&self, before: Timestamp, limit: usize) -> Result<usize, Error> {
-        self.call(Call::StoreWrite, self.inner.purge_shut_outs(before, limit)).await
-    }
-}
+passed_on!(ShutOuts {
+    StoreWrite fn shut_out(entries: Vec<ShutOut>) -> ();
+    StoreWrite fn lift_shut_outs(subject: Option<Subject>, at: Timestamp) -> usize;
+    StoreRead fn shut_outs(after: u64) -> Vec<ShutOut>;
+    StoreWrite fn purge_shut_outs(before: Timestamp, limit: usize) -> usize;
+});

@@ -324,7 +324,10 @@ impl Socket {
             sent.record = Some(record.clone());
             Some((sent.room, record))
         });
-        again.collect()
+        let again = again.collect();
+        // A later time may take a byte more.
+        state.in_flight_bytes = state.in_flight.iter().map(InFlight::bytes).sum();
+        again
     }
 
     /// A command did not get on its way.
@@ -808,6 +811,15 @@ mod tests {
         socket.outcome(&Outcome { received_us: 7, ..outcome(None) });
         let told = waiting(&socket);
         assert!(told.len() == 1 && told[0].contains(r#""rejected""#), "{told:?}");
+    }
+
+    #[test]
+    fn what_is_in_flight_is_counted_as_large_as_it_is_whatever_time_its_copies_have() {
+        let socket = new();
+        assert!(socket.send_started(&command(), &command().encode()));
+        assert_eq!(socket.in_flight(i64::MAX / 2, |_| true).len(), 1, "published again, with a longer time");
+        socket.send_failed(command().id);
+        assert_eq!(socket.state.lock().in_flight_bytes, 0);
     }
 
     #[test]

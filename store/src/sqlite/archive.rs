@@ -31,6 +31,16 @@ fn watermarks(row: &Row<'_>, first: usize) -> rusqlite::Result<Watermarks> {
     Ok(Watermarks { delivered_seq: seq(row, first)?, read_seq: seq(row, first + 1)?, at: time(row, first + 2)? })
 }
 
+/// What the index has of a command.
+pub(super) fn acted(
+    sql: &Connection,
+    (room, user, command): (RoomId, UserId, CommandId),
+) -> Result<Option<Acted>, Error> {
+    let query = "SELECT seq, event, at FROM commands WHERE room = ?1 AND user = ?2 AND command = ?3";
+    let form = |row: &Row<'_>| Ok(Acted { seq: seq(row, 0)?, id: EventId(uuid(row, 1)?), at: time(row, 2)? });
+    one(sql, query, [room.as_bytes(), user.as_bytes(), command.as_bytes()], form)
+}
+
 fn progress(sql: &Connection, topic: Topic, partition: Partition) -> Result<Offset, Error> {
     let query = "SELECT offset FROM progress WHERE topic = ?1 AND partition = ?2";
     let offset = one(sql, query, params![topic.name(), partition.0], |row| unsigned(row, 0).map(Offset))?;
@@ -160,13 +170,8 @@ impl Archive for SqliteStore {
     ) -> Result<Vec<((RoomId, UserId, CommandId), Acted)>, Error> {
         let keys = keys.to_vec();
         let read = move |sql: &Connection| {
-            let query = "SELECT seq, event, at FROM commands WHERE room = ?1 AND user = ?2 AND command = ?3";
-            let find = |key: &(RoomId, UserId, CommandId)| {
-                let form = |row: &Row<'_>| {
-                    Ok((*key, Acted { seq: seq(row, 0)?, id: EventId(uuid(row, 1)?), at: time(row, 2)? }))
-                };
-                one(sql, query, [key.0.as_bytes(), key.1.as_bytes(), key.2.as_bytes()], form).transpose()
-            };
+            let find =
+                |key: &(RoomId, UserId, CommandId)| acted(sql, *key).map(|acted| Some((*key, acted?))).transpose();
             keys.iter().filter_map(find).collect()
         };
         self.readers.read(read).await

@@ -4,15 +4,15 @@
 use std::path::Path;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row};
 use schemas::room::{Member, RoomInfo};
-use schemas::{CommandId, Event, EventId, Offset, Record, RoomId, UserId};
+use schemas::{CommandId, Event, Offset, Record, RoomId, UserId};
 use serde::de::DeserializeOwned;
 
-use super::rows::{all, one, seq, time, unsigned, uuid};
+use super::archive::acted;
+use super::rows::{all, one, seq, unsigned, uuid};
 use super::{FILE_NAME, OpenError, check_sqlite, connect_reader, migrations};
 use crate::Error;
-use crate::archive::Acted;
 use crate::stored::{Found, StoredEvent, StoredRoom};
 
 /// An archive that is read through.
@@ -77,7 +77,7 @@ impl Walk {
         while let Some(row) = rows.next()? {
             let found = blob(row, 1).and_then(|body| Event::decode(body).map_err(|error| error.to_string()));
             let acted = match &found {
-                Ok(event) => acted(&snapshot, room, event)?,
+                Ok(event) => acted(&snapshot, (room, event.by, event.command))?,
                 Err(_) => None,
             };
             event(&mut state, StoredEvent { seq: seq(row, 0)?, event: found, acted });
@@ -90,13 +90,6 @@ impl Walk {
         let query = "SELECT topic, partition, offset FROM progress ORDER BY topic, partition";
         all(&self.sql, query, [], |row| Ok((row.get(0)?, unsigned(row, 1)?, Offset(unsigned(row, 2)?))))
     }
-}
-
-/// What the index has under an event's command.
-fn acted(sql: &Connection, room: RoomId, event: &Event) -> Result<Option<Acted>, Error> {
-    let query = "SELECT seq, event, at FROM commands WHERE room = ?1 AND user = ?2 AND command = ?3";
-    let form = |row: &Row<'_>| Ok(Acted { seq: seq(row, 0)?, id: EventId(uuid(row, 1)?), at: time(row, 2)? });
-    one(sql, query, params![room.as_bytes(), event.by.as_bytes(), event.command.as_bytes()], form)
 }
 
 fn blob<'a>(row: &'a Row<'_>, column: usize) -> Found<&'a [u8]> {
