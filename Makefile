@@ -21,7 +21,7 @@ run: build ## Builds, then serves on http://127.0.0.1:8080 with its data in ./da
 	target/release/posthaste serve --data $(DATA) $(ARGS)
 
 test: ## Runs every test; each suite prints its time, the last line counts them
-	@scripts/need.sh cargo cc c++ curl jq openssl python3
+	@scripts/need.sh cargo cc c++ curl jq openssl python3 java setpriv
 	@scripts/test.sh
 
 check: ## Format, lints, documentation, its proofs, dependencies (bans, licences, sources, unused ones)

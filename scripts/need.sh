@@ -68,6 +68,8 @@ for tool in "$@"; do
     clippy) component clippy clippy ;;
     cc) have cc || apt cc gcc libc6-dev ;; # SQLite is compiled in
     c++) have c++ || apt c++ g++ ;; # libFuzzer is compiled in where the fuzz targets are
+    java) have java || apt java openjdk-17-jdk-headless ;; # Kafka and Cassandra; 17 is what Cassandra 5 runs on
+    setpriv) have setpriv || apt setpriv util-linux ;; # no engine outlives the test that started it
     cargo-deny) cargo_tool cargo-deny $CARGO_DENY ;;
     cargo-machete) cargo_tool cargo-machete $CARGO_MACHETE ;;
     schemathesis) python_tool schemathesis $SCHEMATHESIS ;;

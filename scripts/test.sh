@@ -22,6 +22,12 @@ suite() { # name, command…
 
 cargo_tests() { cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"; }
 
+# Before anything is built: who has no network hears it at once.
+jars() {
+  local list
+  for list in engines/*.jars; do scripts/jars.sh "$list"; done
+}
+suite "jars of real engines" jars || exit 1
 # The binaries and the tests in one command: they share one feature set and so one build.
 suite build cargo build --workspace --locked --lib --bins --tests || exit 1
 suite "cargo test" cargo_tests || failed=1

@@ -1,0 +1,210 @@
+//! Kafka in KRaft mode: one node, or several with replication 3 and two in sync, each broker and controller in one
+//! process. Settings make it start quickly and fail over quickly on a small machine; what a client can observe besides
+//! is as shipped.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tempfile::TempDir;
+
+use crate::process::{Process, now};
+use crate::{jars, ports};
+
+/// Which jars it consists of.
+const JARS: &str = include_str!("../kafka.jars");
+/// A node is ready within this time, or something is wrong: 2–4 s are usual, a loaded machine takes several times that.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// 16 bytes in base64url, the same in every trial: clusters meet nobody beyond their own ports.
+const CLUSTER_ID: &str = "cG9zdGhhc3RlLXRyaWFscw";
+
+/// A running cluster; it ends, and its data goes, when this is dropped.
+pub struct Kafka {
+    // Declared first, so that the nodes end before their data goes.
+    nodes: Vec<Node>,
+    class_path: String,
+    dir: TempDir,
+}
+
+struct Node {
+    id: usize,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Kafka {
+    /// Starts an empty cluster and returns once each node is ready.
+    ///
+    /// # Errors
+    /// With what to do about it, where Java or a jar is missing; with the last lines of its output, where a node does
+    /// not start.
+    pub fn start(nodes: usize) -> anyhow::Result<Self> {
+        ensure!(nodes > 0, "a cluster has at least one node");
+        let began = now();
+        needs_java()?;
+        let class_path = jars::class_path("kafka", JARS)?;
+        let dir = tempfile::Builder::new().prefix("posthaste-kafka-").tempdir()?;
+        std::fs::write(dir.path().join("log4j2.properties"), LOG4J)?;
+        let ports = ports::free(2 * nodes)?;
+        let (brokers, controllers) = ports.split_at(nodes);
+        let nodes = (1..).zip(brokers).map(|(id, port)| Node { id, port: *port, process: None }).collect();
+        let mut this = Self { nodes, class_path, dir };
+        for (node, controller) in this.nodes.iter().zip(controllers) {
+            let home = this.home(node);
+            std::fs::create_dir(&home)?;
+            std::fs::write(home.join("server.properties"), settings(node, *controller, controllers, &home))?;
+        }
+        this.each_node(|this, node| this.format(node))?;
+        this.start_all()?;
+        eprintln!("kafka: {} nodes ready after {:.1} s", this.nodes.len(), began.elapsed().as_secs_f64());
+        Ok(this)
+    }
+
+    /// Where clients begin: `host:port,…`.
+    pub fn bootstrap(&self) -> String {
+        self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect::<Vec<_>>().join(",")
+    }
+
+    /// Kills a node, counted from 0, with -9.
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].process = None;
+    }
+
+    /// Starts a killed node again, on what it left, and returns once it is ready.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
+        let mut process = self.launch(&self.nodes[node])?;
+        process.ready(PATIENCE, is_ready)?;
+        self.nodes[node].process = Some(process);
+        Ok(())
+    }
+
+    /// Process ids of the nodes that run.
+    pub fn processes(&self) -> Vec<u32> {
+        self.nodes.iter().filter_map(|node| node.process.as_ref().map(Process::id)).collect()
+    }
+
+    fn start_all(&mut self) -> anyhow::Result<()> {
+        // A quorum of controllers must be up before the first is ready: all are launched before one is waited for.
+        let mut launched = self.nodes.iter().map(|node| self.launch(node)).collect::<anyhow::Result<Vec<_>>>()?;
+        for process in &mut launched {
+            process.ready(PATIENCE, is_ready)?;
+        }
+        for (node, process) in self.nodes.iter_mut().zip(launched) {
+            node.process = Some(process);
+        }
+        Ok(())
+    }
+
+    fn launch(&self, node: &Node) -> anyhow::Result<Process> {
+        let home = self.home(node);
+        let mut arguments: Vec<String> = [
+            "-Xms256m",
+            "-Xmx512m",
+            "-XX:+UseG1GC",
+            "-XX:MaxGCPauseMillis=20",
+            "-XX:MaxDirectMemorySize=128m",
+            "-XX:TieredStopAtLevel=1",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        arguments.push(format!("-Dkafka.logs.dir={}", home.display()));
+        arguments.push(format!("-Dlog4j2.configurationFile={}", self.dir.path().join("log4j2.properties").display()));
+        arguments.extend(["-cp".to_owned(), self.class_path.clone(), "kafka.Kafka".to_owned()]);
+        arguments.push(home.join("server.properties").display().to_string());
+        Process::start("java", &arguments, &home.join("output"))
+    }
+
+    /// Makes a node's directory one of this cluster.
+    fn format(&self, node: &Node) -> anyhow::Result<()> {
+        let output = Command::new("java")
+            .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .args(["-cp", &self.class_path, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+            .arg(self.home(node).join("server.properties"))
+            .output()?;
+        ensure!(output.status.success(), "StorageTool format: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn each_node(&self, work: impl Fn(&Self, &Node) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = self.nodes.iter().map(|node| scope.spawn(|| work(self, node))).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a panic"))?)
+        })
+    }
+
+    fn home(&self, node: &Node) -> PathBuf {
+        self.dir.path().join(format!("node-{}", node.id))
+    }
+}
+
+fn is_ready(written: &str) -> bool {
+    written.contains("Kafka Server started")
+}
+
+/// Kafka 4 needs Java 17 or newer.
+fn needs_java() -> anyhow::Result<()> {
+    let version = Command::new("java").arg("-version").output();
+    let version =
+        version.context("there is no java: install a JDK 17 (Debian: apt-get install openjdk-17-jdk-headless)")?;
+    ensure!(version.status.success(), "java does not run: {}", String::from_utf8_lossy(&version.stderr));
+    Ok(())
+}
+
+fn settings(node: &Node, controller: u16, controllers: &[u16], home: &Path) -> String {
+    let voters: Vec<String> =
+        (1..).zip(controllers).map(|(id, port)| format!("{id}@127.0.0.1:{port}")).collect::<Vec<_>>();
+    let (replicas, in_sync) = if controllers.len() >= 3 { (3, 2) } else { (1, 1) };
+    format!(
+        "process.roles=broker,controller
+node.id={id}
+controller.quorum.voters={voters}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+default.replication.factor={replicas}
+min.insync.replicas={in_sync}
+offsets.topic.replication.factor={replicas}
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync}
+group.initial.rebalance.delay.ms=0
+group.consumer.session.timeout.ms=3000
+group.consumer.min.session.timeout.ms=3000
+group.consumer.heartbeat.interval.ms=500
+group.consumer.min.heartbeat.interval.ms=500
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+controller.quorum.fetch.timeout.ms=1500
+controller.quorum.election.timeout.ms=500
+controller.quorum.election.backoff.max.ms=300
+log.cleaner.dedupe.buffer.size=4194304
+log.index.size.max.bytes=65536
+",
+        id = node.id,
+        voters = voters.join(","),
+        port = node.port,
+        data = home.join("data").display(),
+    )
+}
+
+/// To standard output, which goes into a file of the node's directory.
+const LOG4J: &str = "rootLogger.level=INFO
+rootLogger.appenderRef.out.ref=OUT
+appender.out.type=Console
+appender.out.name=OUT
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d{HH:mm:ss,SSS} %p %c{1} %m%n
+";
