@@ -27,6 +27,13 @@ pub(crate) fn class_path(name: &str, list: &str) -> anyhow::Result<String> {
     std::env::join_paths(paths)?.into_string().map_err(|path| anyhow::anyhow!("not UTF-8: {}", path.display()))
 }
 
+/// The full path of the jar of an artifact, which the class path has as well.
+pub(crate) fn path(name: &str, list: &str, artifact: &str) -> anyhow::Result<PathBuf> {
+    let line = list.lines().find(|line| line.split(':').nth(1) == Some(artifact));
+    let path = line.and_then(path_of).with_context(|| format!("engines/{name}.jars has no {artifact}"))?;
+    Ok(cache()?.join(path))
+}
+
 /// Where a jar lies below the cache: `GROUP/ARTIFACT-VERSION[-CLASSIFIER].jar`.
 fn path_of(line: &str) -> Option<PathBuf> {
     let (_, coordinates) = line.split_once(' ')?;

@@ -7,11 +7,11 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use tempfile::TempDir;
 
 use crate::process::{Process, now};
-use crate::{jars, ports};
+use crate::{jars, java, ports};
 
 /// Which jars it consists of.
 const JARS: &str = include_str!("../kafka.jars");
@@ -43,7 +43,7 @@ impl Kafka {
     pub fn start(nodes: usize) -> anyhow::Result<Self> {
         ensure!(nodes > 0, "a cluster has at least one node");
         let began = now();
-        needs_java()?;
+        java::need()?;
         let class_path = jars::class_path("kafka", JARS)?;
         let dir = tempfile::Builder::new().prefix("posthaste-kafka-").tempdir()?;
         std::fs::write(dir.path().join("log4j2.properties"), LOG4J)?;
@@ -144,15 +144,6 @@ impl Kafka {
 
 fn is_ready(written: &str) -> bool {
     written.contains("Kafka Server started")
-}
-
-/// Kafka 4 needs Java 17 or newer.
-fn needs_java() -> anyhow::Result<()> {
-    let version = Command::new("java").arg("-version").output();
-    let version =
-        version.context("there is no java: install a JDK 17 (Debian: apt-get install openjdk-17-jdk-headless)")?;
-    ensure!(version.status.success(), "java does not run: {}", String::from_utf8_lossy(&version.stderr));
-    Ok(())
 }
 
 fn settings(node: &Node, controller: u16, controllers: &[u16], home: &Path) -> String {
