@@ -79,6 +79,9 @@ pub(crate) struct History {
     pub landed: Notify,
     /// The store has come back without its newest rows: to be taken over again at its progress (I5).
     pub rewind: Notify,
+    /// How often partitions were given up, or found to be lacking in the store: what was found out before may not fit to
+    /// what is read after.
+    breaks: AtomicU64,
     /// Reads that have failed so far: after each the store may come back as another.
     failures: AtomicU64,
     /// As many of them as there had been when its progress was last found to be as it should.
@@ -139,6 +142,7 @@ impl History {
             hurry: Notify::new(),
             landed: Notify::new(),
             rewind: Notify::new(),
+            breaks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             cleared: AtomicU64::new(0),
             deps,
@@ -165,6 +169,7 @@ impl History {
         let Some(slot) = self.slots.get(partition.0 as usize) else { return };
         let mut tail = slot.tail.lock();
         *tail = None;
+        self.breaks.fetch_add(1, Ordering::Relaxed);
         slot.reached.send_replace(None);
     }
 
@@ -228,8 +233,18 @@ impl History {
         Partition::of(key, self.deps.log.partitions())
     }
 
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
-        tokio::time::timeout(self.config.wait_max(), work).await.unwrap_or(Err(Unavailable))
+    /// An answer, if it comes in time and out of one piece.
+    async fn answer<T>(&self, work: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
+        let breaks = self.breaks.load(Ordering::Relaxed);
+        let answer = tokio::time::timeout(self.config.wait_max(), work).await.unwrap_or(Err(Unavailable))?;
+        if self.breaks.load(Ordering::Relaxed) == breaks { Ok(answer) } else { Err(Unavailable) }
+    }
+
+    /// The store lacks what was archived: all of it is to be taken over again, and nothing is read before that is sure.
+    pub(crate) fn lacks_rows(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.breaks.fetch_add(1, Ordering::Relaxed);
+        self.rewind.notify_one();
     }
 
     /// A read of the store on behalf of a reader (I9: so many at a time).
@@ -262,7 +277,7 @@ impl History {
                     Unavailable
                 })?;
                 if progress < reached.archived.of(topic) {
-                    self.rewind.notify_one();
+                    self.lacks_rows();
                     return Err(Unavailable);
                 }
             }
@@ -532,8 +547,8 @@ impl History {
             if let Some(stored) = stored.get(&info.id) {
                 plan::raise(&mut marks, stored);
             }
-            let start = member.joined_seq().prev();
-            let (delivered_seq, read_seq) = (marks.delivered_seq.max(start), marks.read_seq.max(start));
+            let delivered_seq = marks.delivered_seq.max(member.joined_seq_after(marks.delivered_seq).prev());
+            let read_seq = marks.read_seq.max(member.joined_seq().prev());
             RoomOfUser { info, member, delivered_seq, read_seq }
         };
         Ok(answers.into_iter().map(answer).collect())
@@ -599,22 +614,22 @@ fn within(events: &[Arc<Event>], (start, _): Range, (first, last): Range) -> &[A
 #[async_trait]
 impl HistoryPort for History {
     async fn page(&self, query: PageQuery) -> Result<Option<Page>, Unavailable> {
-        self.in_time(self.page_of(query)).await
+        self.answer(self.page_of(query)).await
     }
 
     async fn pages(&self, queries: &[PageQuery]) -> Result<Vec<Option<Page>>, Unavailable> {
-        self.in_time(self.pages_of(queries)).await
+        self.answer(self.pages_of(queries)).await
     }
 
     async fn rooms(&self, user: UserId, rooms: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable> {
-        self.in_time(self.rooms_with(user, rooms)).await
+        self.answer(self.rooms_with(user, rooms)).await
     }
 
     async fn rooms_of(&self, user: UserId, min_offset: Offset) -> Result<Vec<RoomId>, Unavailable> {
-        self.in_time(self.list_of(user, min_offset)).await
+        self.answer(self.list_of(user, min_offset)).await
     }
 
     async fn settle(&self, lane: Lane, partition: Partition, min_offset: Offset) -> Result<(), Unavailable> {
-        self.in_time(self.settled(lane, partition, min_offset)).await
+        self.answer(self.settled(lane, partition, min_offset)).await
     }
 }

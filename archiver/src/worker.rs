@@ -191,7 +191,7 @@ impl Worker {
             let faults = self.history.with(fetched.partition, fold).unwrap_or_default();
             if !faults.is_empty() && self.history.make_sure().await.is_err() {
                 // What is missing here was lost there: all of it comes again.
-                self.history.rewind.notify_one();
+                self.history.lacks_rows();
                 continue;
             }
             for fault in faults {
@@ -301,7 +301,7 @@ impl Worker {
         // Rows may repeat (I5), so a failed or unknown write is simply made again.
         let is_behind = |error: &store::Error| matches!(error, store::Error::Behind);
         if retry("write a batch", is_behind, || self.attempt(&flights)).await.is_err() {
-            history.rewind.notify_one();
+            history.lacks_rows();
             return false;
         }
         let mut whole = Vec::new();

@@ -221,6 +221,25 @@ async fn unarchived_receipts_and_lists_count() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_back_goes_on_where_an_earlier_stay_was_left_off() {
+    let mut world = world().await;
+    let running = world.start();
+    talk(&mut world, 4).await;
+    world.join(room(1), user(1)).await; // 5
+    world.say(room(1), user(0), "while in").await; // 6
+    world.member(room(1), user(1), MemberChange::Left, Role::Member).await; // 7
+    world.say(room(1), user(0), "while out").await; // 8
+    world.join(room(1), user(1)).await; // 9
+    for (told, begins_after) in [(0, 4), (5, 5), (7, 8)] {
+        world.receipt(room(1), user(1), Seq(told), Seq(0)).await;
+        world.say(room(1), user(0), "lets the receipt be read").await;
+        let end = world.end(Topic::Events, room(1).as_bytes()).await;
+        let rooms = running.history.rooms(user(1), &[(room(1), end)]).await.unwrap();
+        assert_eq!((rooms[0].delivered_seq, rooms[0].read_seq), (Seq(begins_after), Seq(8)), "told {told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn settled_means_in_the_store_at_once() {
     let mut world = World::new(Config { flush_interval_ms: 3_600_000, ..Config::default() }).await;
     let running = world.start();

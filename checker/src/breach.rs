@@ -66,6 +66,20 @@ kinds! {
     SendDisordered = "send_disordered",
     /// Every attempt was rejected for good, yet it is stored.
     RejectedStored = "rejected_stored",
+    /// Every attempt was rejected for good and nothing is stored, yet someone was shown it.
+    AbortedRead = "aborted_read",
+    /// History or the list of rooms lacks what its reader had been told as accepted before they asked.
+    OwnWriteUnread = "own_write_unread",
+    /// History or the list of rooms ends before what its reader had seen before they asked.
+    ReadWentBack = "read_went_back",
+    /// The list of rooms lacks one that its reader was in.
+    RoomUnlisted = "room_unlisted",
+    /// A watermark beyond the room's newest event.
+    ReceiptPastHead = "receipt_past_head",
+    /// A watermark beyond everything that reached this person.
+    ReceiptUnfounded = "receipt_unfounded",
+    /// A watermark below what was told of it.
+    ReceiptLost = "receipt_lost",
     /// `live` came before what was missed.
     LiveEarly = "live_early",
     /// A gap over events that do not exist or, if unreadable, that this person may read.
@@ -74,6 +88,8 @@ kinds! {
     GapUnfilled = "gap_unfilled",
     /// Came to someone who was out of the room by then.
     Leaked = "leaked",
+    /// History or the list of rooms shows what its reader may not see.
+    HistoryLeaked = "history_leaked",
 }
 
 impl fmt::Display for Kind {

@@ -7,6 +7,7 @@ use schemas::outcome::RejectCode;
 use schemas::{CommandId, EventId, RoomId, Seq, SessionId, UserId};
 
 use crate::breach::{Breach, Kind, Verdict};
+use crate::reads::Reads;
 use crate::step::{ClientId, Digest, Event, Fact, Reader, Step};
 use crate::stream::{Placed, Stream};
 
@@ -27,6 +28,7 @@ pub struct Checker {
     pub(crate) early: Vec<Early>,
     /// Delivered watermarks as far as clients have told them; they are a person's, whichever device told.
     told: HashMap<UserId, HashMap<RoomId, Seq>>,
+    pub(crate) reads: Reads,
     pub(crate) verdict: Verdict,
 }
 
@@ -153,11 +155,18 @@ impl Checker {
                 }
             }
             Step::Live { client } => self.live(client),
-            Step::Receipt { client, room, seq } => {
-                self.receipt(client, room, seq);
+            Step::Receipt { client, room, seq, read } => self.receipt(client, room, seq, read),
+            Step::ReceiptShown { client, room, user, delivered_seq, read_seq } => {
+                self.reads.shown(user, room, delivered_seq.max(read_seq), client);
             }
+            Step::Calm => self.reads.calm = true,
+            Step::Secretive { room } => self.reads.secretive(room),
             Step::Closed { client } => self.close(client),
-            Step::Page { reader, room, after, first_seq, head_seq, events } => {
+            Step::Asking { ask, user } => self.asking(ask, user),
+            Step::Rooms { ask, user, rooms } => self.listed(ask, user, &rooms),
+            Step::Page { ask, reader, room, after, first_seq, head_seq, events } => {
+                let shown = events.iter().map(|event| event.seq).fold(head_seq, Seq::max);
+                self.answered(ask, Sight::History(reader), room, shown);
                 self.page(reader, room, after, first_seq, head_seq, &events);
             }
         }
@@ -182,12 +191,14 @@ impl Checker {
         stream
     }
 
-    fn receipt(&mut self, client: ClientId, room: RoomId, seq: Seq) {
+    fn receipt(&mut self, client: ClientId, room: RoomId, seq: Seq, read: bool) {
         // What was never sent to the person does not count.
         let Some(cursor) = self.stream(client, room).cursor else { return };
         let Some(user) = self.client(client).user else { return };
+        let seq = seq.min(cursor);
         let told = self.told.entry(user).or_default().entry(room).or_default();
-        *told = seq.min(cursor).max(*told);
+        *told = seq.max(*told);
+        self.reads.told(user, room, seq, read);
     }
 
     /// Notes a breach that spans `seq..=to`.
@@ -197,7 +208,7 @@ impl Checker {
                 let client = self.client(client);
                 (client.user, client.session)
             }
-            Sight::Rest(user) | Sight::History(Reader::Audit(user)) => (Some(user), None),
+            Sight::Rest(user) | Sight::History(Reader::Audit(user) | Reader::Look(user)) => (Some(user), None),
         };
         self.verdict.add(Breach { kind, room, seq, to_seq: to, user, session, expected: expected.to_owned() });
     }
@@ -290,6 +301,7 @@ impl Checker {
         }
         let head = &mut self.rooms.entry(room).or_default().accepted_head;
         *head = seq.max(*head);
+        self.reads.accepted(user, room, seq);
         self.witness(seen, told, What::Send(index));
         if duplicate {
             return;
@@ -350,6 +362,11 @@ impl Checker {
             Placed::InGap => {
                 self.breach(Kind::OutOfOrder, seen, room, seq, seq, "a gap said that it is not streamed");
             }
+        }
+        if let (Fact::Member { user, change, .. }, Some(me)) = (event.fact, self.client(id).user)
+            && user == me
+        {
+            self.reads.came_or_went(me, room, seq, change);
         }
         let Some(index) = self.recognise(seen, event) else { return };
         let client = &self.clients[id.0 as usize];
@@ -448,11 +465,13 @@ impl Checker {
 
     fn page(&mut self, reader: Reader, room: RoomId, after: Seq, first: Seq, head: Seq, events: &[Event]) {
         let seen = Sight::History(reader);
+        let user = self.user_of(reader).unwrap_or(UserId::NIL);
         let from = after.next().max(first);
         let mut next = from;
         for event in events {
             let seq = event.seq;
-            if seq > next {
+            self.reads.shown_history(user, room, seq);
+            if seq > next && !self.reads.left_out(user, room, next, seq.prev()) {
                 self.breach(Kind::HistoryHole, seen, room, next, seq.prev(), "history is dense");
             } else if seq < next {
                 self.breach(Kind::HistoryDisordered, seen, room, seq, seq, "history ascends, each seq once");

@@ -87,6 +87,10 @@ pub struct Frame<'a> {
     /// Whether history has it.
     #[serde(default)]
     pub readable: bool,
+    /// Delivered up to here.
+    pub delivered_seq: Option<Seq>,
+    /// Read up to here.
+    pub read_seq: Option<Seq>,
     #[serde(borrow)]
     code: Option<&'a RawValue>,
     /// Back off for so long.

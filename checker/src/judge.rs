@@ -13,8 +13,8 @@ use crate::stream::Stream;
 type Stay = (Seq, Option<Seq>);
 
 /// What the table tells about a room.
-struct Facts {
-    head: Seq,
+pub(crate) struct Facts {
+    pub head: Seq,
     stays: HashMap<UserId, Vec<Stay>>,
 }
 
@@ -42,13 +42,26 @@ impl Facts {
         Self { head: room.entries.keys().max().copied().unwrap_or_default(), stays }
     }
 
-    fn stays(&self, user: UserId) -> &[Stay] {
+    pub fn stays(&self, user: UserId) -> &[Stay] {
         self.stays.get(&user).map_or(&[], Vec::as_slice)
+    }
+
+    /// The last event that they may see; `None`: none at all.
+    pub fn last_visible(&self, user: UserId) -> Option<Seq> {
+        self.stays(user).last().map(|(_, until)| until.unwrap_or(self.head))
+    }
+
+    /// What they may see of it, as ranges that ascend.
+    pub fn visible(&self, user: UserId, secretive: bool) -> Vec<(Seq, Seq)> {
+        if secretive {
+            return self.stays(user).iter().map(|(from, until)| (*from, until.unwrap_or(self.head))).collect();
+        }
+        self.last_visible(user).map(|last| (Seq(1), last)).into_iter().collect()
     }
 }
 
 /// Whether two ranges share a seq.
-fn meet(a: (Seq, Seq), b: (Seq, Seq)) -> bool {
+pub(crate) fn meet(a: (Seq, Seq), b: (Seq, Seq)) -> bool {
     a.0 <= b.1 && b.0 <= a.1
 }
 
@@ -63,6 +76,7 @@ impl Checker {
         self.judge_strange();
         self.judge_history();
         self.judge_sends();
+        self.judge_reads(&rooms);
         for (index, connected) in connected.into_iter().enumerate() {
             self.judge_client(client_id(index), connected, &rooms);
         }
@@ -143,8 +157,13 @@ impl Checker {
             }
         }
         for (user, room, seq) in stored {
-            let expected = "not stored, for every attempt was rejected";
-            self.breach(Kind::RejectedStored, Sight::Rest(user), room, seq, seq, expected);
+            let entry = self.rooms.get(&room).and_then(|room| room.entries.get(&seq));
+            let (kind, expected) = if entry.is_some_and(|entry| entry.kept) {
+                (Kind::RejectedStored, "not stored, for every attempt was rejected")
+            } else {
+                (Kind::AbortedRead, "not shown to anyone, for every attempt was rejected")
+            };
+            self.breach(kind, Sight::Rest(user), room, seq, seq, expected);
         }
     }
 

@@ -11,9 +11,10 @@ mod breach;
 mod checker;
 pub mod frame;
 mod judge;
+mod reads;
 mod step;
 mod stream;
 
 pub use breach::{Breach, Kind, Verdict};
 pub use checker::Checker;
-pub use step::{ClientId, Digest, Event, Fact, Reader, Step, digest};
+pub use step::{AskId, ClientId, Digest, Event, Fact, Listed, Reader, Step, digest};

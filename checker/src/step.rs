@@ -61,11 +61,30 @@ pub enum Fact {
     Other(Digest),
 }
 
+/// Names a read from its question to its answer; the recorder uses each once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AskId(pub u64);
+
+/// A room as a person's list of rooms shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Which.
+    pub room: RoomId,
+    /// The newest event that they may see.
+    pub head_seq: Seq,
+    /// Their delivered watermark.
+    pub delivered_seq: Seq,
+    /// Their read watermark.
+    pub read_seq: Seq,
+}
+
 /// Who reads a page of history, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
     /// A client that fills a readable gap.
     Refill(ClientId),
+    /// Someone who looks, at any time and over any edge.
+    Look(UserId),
     /// The audit after everything has settled: only this says what history holds.
     Audit(UserId),
 }
@@ -161,7 +180,7 @@ pub enum Step {
         /// To whom.
         client: ClientId,
     },
-    /// The client says that all up to here has reached it.
+    /// The client says that all up to here has reached it, or has been read.
     Receipt {
         /// Who.
         client: ClientId,
@@ -169,6 +188,44 @@ pub enum Step {
         room: RoomId,
         /// Up to here.
         seq: Seq,
+        /// It has been read.
+        read: bool,
+    },
+    /// A client is told how far someone has come.
+    ReceiptShown {
+        /// Who is told.
+        client: ClientId,
+        /// Where.
+        room: RoomId,
+        /// Who has come so far.
+        user: UserId,
+        /// Delivered up to here.
+        delivered_seq: Seq,
+        /// Read up to here.
+        read_seq: Seq,
+    },
+    /// Nothing breaks from here on: a receipt that is told now is not lost with whoever took it.
+    Calm,
+    /// A room that shows newcomers nothing of the time before them; all others show everything.
+    Secretive {
+        /// Which.
+        room: RoomId,
+    },
+    /// Someone is about to read history or their list of rooms, over any edge.
+    Asking {
+        /// The read; its answer, if one comes, has the same.
+        ask: AskId,
+        /// Who reads.
+        user: UserId,
+    },
+    /// A person's whole list of rooms.
+    Rooms {
+        /// The read that it answers.
+        ask: AskId,
+        /// Whose.
+        user: UserId,
+        /// All of it.
+        rooms: Vec<Listed>,
     },
     /// The socket is gone. A client without this at the end was connected to the end and owed everything.
     Closed {
@@ -177,6 +234,8 @@ pub enum Step {
     },
     /// A page of history by `after=`.
     Page {
+        /// The read that it answers.
+        ask: AskId,
         /// Who reads.
         reader: Reader,
         /// Where.

@@ -47,6 +47,8 @@ pub(crate) struct Stream {
     first: Option<Seq>,
     /// Up to here the stream has come.
     pub cursor: Option<Seq>,
+    /// The largest seq that ever came, on all sockets.
+    pub furthest: Seq,
     /// Skipped on the present socket, not announced.
     holes: Vec<(Seq, Seq)>,
     /// All that were announced, on all sockets.
@@ -82,6 +84,7 @@ impl Stream {
         *self = Self {
             floor: resume,
             cursor: resume,
+            furthest: kept.furthest,
             gaps_before: kept.gaps.len(),
             gaps: kept.gaps,
             told: kept.told,
@@ -108,6 +111,7 @@ impl Stream {
 
     /// Something stands at `seq`.
     pub fn place(&mut self, seq: Seq, accepted: bool) -> Placed {
+        self.furthest = self.furthest.max(seq);
         let Some(cursor) = self.cursor else {
             self.begin(seq);
             self.cursor = Some(seq);
@@ -164,6 +168,7 @@ impl Stream {
             Some(_) => {}
         }
         self.cursor = self.cursor.max(Some(to));
+        self.furthest = self.furthest.max(to);
         self.by_accepted = None;
         self.gaps.push(Gap { from, to, readable, filled: from.prev() });
         fits

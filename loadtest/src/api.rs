@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use checker::Listed;
 use hyper::Method;
 use schemas::{CommandId, EventId, RoomId, Seq, UserId};
 use serde::Deserialize;
@@ -82,6 +83,27 @@ pub struct Page {
     pub first_seq: Seq,
     /// The last.
     pub head_seq: Seq,
+}
+
+/// A page of a list.
+#[derive(Deserialize)]
+struct ListAnswer<T> {
+    items: Vec<T>,
+    next_cursor: Option<String>,
+}
+
+/// A room in its reader's list.
+#[derive(Deserialize)]
+struct ListedAnswer {
+    id: RoomId,
+    head_seq: Seq,
+    me: StandingAnswer,
+}
+
+#[derive(Deserialize)]
+struct StandingAnswer {
+    delivered_seq: Seq,
+    read_seq: Seq,
 }
 
 /// The body of an answer that must have one of these statuses.
@@ -192,6 +214,27 @@ impl Api {
         let path = format!("/v1/rooms/{room}/messages");
         let answer = self.send(Method::POST, &path, Some(&token), None, Some(body)).await?;
         Ok((read("POST messages", &answer, &[200, 201])?, answer.status == 200))
+    }
+
+    /// The whole list of a person's rooms.
+    pub async fn rooms(&self, login: &Login) -> Result<Vec<Listed>> {
+        let (mut rooms, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let token = self.token(login).await?;
+            let path = format!("/v1/rooms?limit={PAGE}{cursor}");
+            let answer = self.send(Method::GET, &path, Some(&token), None, None).await?;
+            let page: ListAnswer<ListedAnswer> = read("GET /v1/rooms", &answer, &[200])?;
+            rooms.extend(page.items.iter().map(|ListedAnswer { id, head_seq, me }| Listed {
+                room: *id,
+                head_seq: *head_seq,
+                delivered_seq: me.delivered_seq,
+                read_seq: me.read_seq,
+            }));
+            match page.next_cursor {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return Ok(rooms),
+            }
+        }
     }
 
     /// The page of history after a seq.

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use checker::{Checker, Step, Verdict};
+use checker::{AskId, Checker, Step, Verdict};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
-use schemas::Seq;
 use schemas::outcome::RejectCode;
+use schemas::{Seq, UserId};
 use serde::Serialize;
 
 /// Longest latency that is told apart, µs: an hour.
@@ -132,6 +132,7 @@ pub struct Pages {
     /// Why the run can't go on.
     pub fatal: Option<String>,
     last: (u64, u64),
+    asks: u64,
 }
 
 impl Pages {
@@ -140,6 +141,14 @@ impl Pages {
         if let Some(checker) = &mut self.checker {
             checker.observe(step());
         }
+    }
+
+    /// A person is about to read.
+    pub fn ask(&mut self, user: UserId) -> AskId {
+        self.asks += 1;
+        let ask = AskId(self.asks);
+        self.note(|| Step::Asking { ask, user });
+        ask
     }
 
     /// A room has come so far.
@@ -207,6 +216,7 @@ impl Book {
             trouble: None,
             fatal: None,
             last: (0, 0),
+            asks: 0,
         })))
     }
 

@@ -58,6 +58,8 @@ const HEARTBEATS_MISSED: u32 = 3;
 pub enum Phase {
     /// Be connected; send what is due.
     On,
+    /// As before, and tell again how far everything has come.
+    Telling,
     /// Drop the socket at once and stay away.
     Away,
     /// Be connected, but send nothing more, not even again.
@@ -292,8 +294,10 @@ impl Client {
                     if changed.is_err() {
                         return Ok(End::Over);
                     }
-                    if *self.phase.borrow_and_update() == Phase::Away {
-                        return Ok(End::Dropped);
+                    match *self.phase.borrow_and_update() {
+                        Phase::Away => return Ok(End::Dropped),
+                        Phase::Telling => self.rooms.values_mut().for_each(|local| local.told = None),
+                        Phase::On | Phase::Quiet => {}
                     }
                 }
             }
@@ -366,7 +370,7 @@ impl Client {
             told.extend(local.cursor.map(|seq| (*room, seq)));
         }
         for (room, seq) in told {
-            self.shared.book.open().note(|| Step::Receipt { client: self.id, room, seq });
+            self.shared.book.open().note(|| Step::Receipt { client: self.id, room, seq, read: false });
             write(&mut socket.ws, &ClientFrame::Delivered { room, seq }).await?;
         }
         for index in 0..self.pending.len() {
@@ -393,6 +397,15 @@ impl Client {
             "accepted" => self.accepted(&frame, now),
             "rejected" => self.rejected(&frame),
             "gap" => self.gap(&frame),
+            "receipt" => {
+                if let (Some(room), Some(user), Some(delivered_seq), Some(read_seq)) =
+                    (frame.room, frame.user, frame.delivered_seq, frame.read_seq)
+                {
+                    let client = self.id;
+                    let shown = Step::ReceiptShown { client, room, user, delivered_seq, read_seq };
+                    self.shared.book.open().note(|| shown);
+                }
+            }
             "welcome" => {
                 socket.heartbeat = frame.heartbeat_s.map_or(socket.heartbeat, Duration::from_secs);
                 if let Some(session) = frame.session {
@@ -532,9 +545,10 @@ impl Client {
         }
         self.advance(room, to);
         if readable {
-            let (shared, login, client) = (Arc::clone(&self.shared), Arc::clone(&self.login), self.id);
+            let (shared, login) = (Arc::clone(&self.shared), Arc::clone(&self.login));
+            let (user, reader) = (self.user, Reader::Refill(self.id));
             tokio::spawn(async move {
-                let filled = refill(&shared, &login, client, room, from.prev(), to).await;
+                let filled = refill(&shared, &login, (user, reader), room, from.prev(), to).await;
                 let mut book = shared.book.open();
                 book.refills -= 1;
                 if let Err(error) = filled {
@@ -546,9 +560,16 @@ impl Client {
 }
 
 /// Reads `(after, to]` of history for a client. Ends where a page brings nothing on.
-async fn refill(shared: &Shared, login: &Login, client: ClientId, room: RoomId, mut after: Seq, to: Seq) -> Result<()> {
+async fn refill(
+    shared: &Shared,
+    login: &Login,
+    reader: (UserId, Reader),
+    room: RoomId,
+    mut after: Seq,
+    to: Seq,
+) -> Result<()> {
     while after < to {
-        match read_page(shared, login, Reader::Refill(client), room, after).await? {
+        match read_page(shared, login, reader, room, after).await? {
             (last, _) if last > after => after = last,
             _ => break,
         }
@@ -557,7 +578,14 @@ async fn refill(shared: &Shared, login: &Login, client: ClientId, room: RoomId, 
 }
 
 /// Reads the page of history after a seq into the record. Returns its last seq and the head.
-pub async fn read_page(shared: &Shared, login: &Login, reader: Reader, room: RoomId, after: Seq) -> Result<(Seq, Seq)> {
+pub async fn read_page(
+    shared: &Shared,
+    login: &Login,
+    (user, reader): (UserId, Reader),
+    room: RoomId,
+    after: Seq,
+) -> Result<(Seq, Seq)> {
+    let ask = shared.book.open().ask(user);
     let page = shared.api.page(login, room, after).await?;
     let mut events = Vec::with_capacity(page.items.len());
     for item in &page.items {
@@ -566,7 +594,7 @@ pub async fn read_page(shared: &Shared, login: &Login, reader: Reader, room: Roo
     }
     let last = events.last().map_or(after, |event| event.seq);
     let (first_seq, head_seq) = (page.first_seq, page.head_seq);
-    shared.book.open().note(|| Step::Page { reader, room, after, first_seq, head_seq, events });
+    shared.book.open().note(|| Step::Page { ask, reader, room, after, first_seq, head_seq, events });
     Ok((last, head_seq))
 }
 

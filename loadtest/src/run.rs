@@ -1,14 +1,15 @@
 //! A run from its beginning to its verdict: people, rooms, sockets, load, settling, audit.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use checker::{ClientId, Reader, Step, Verdict};
+use checker::{ClientId, Listed, Reader, Step, Verdict};
 use clap::Args;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use schemas::Seq;
+use schemas::{RoomId, Seq, UserId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -52,6 +53,12 @@ const QUEUE: usize = 256;
 
 /// How often the run looks how things stand.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// Newest events that someone looks at who looks in passing.
+const LOOK_EVENTS: u64 = 5;
+
+/// Patience with receipts to be known: they are paced, in large rooms by seconds.
+const RECEIPTS_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Rooms that are audited at a time.
 const AUDITS: usize = 8;
@@ -170,6 +177,7 @@ pub async fn run(options: Options) -> Result<Report> {
 impl Run {
     async fn whole(self) -> Result<Report> {
         self.connected().await?;
+        let looking = self.options.verify.then(|| tokio::spawn(look_around(self.places(), Arc::clone(&self.shared))));
         let mut storm = None;
         let began = self.shared.timeline.micros();
         match self.options.scenario {
@@ -179,6 +187,12 @@ impl Run {
         }
         let load_s = seconds(self.shared.timeline.micros() - began);
         let settled = self.settled().await?;
+        if let Some(looking) = looking {
+            looking.abort();
+        }
+        if settled && self.options.verify {
+            self.tell_again().await?;
+        }
         let verdict = if self.options.verify { Some(self.audit().await?) } else { None };
         self.progress.end();
         let book = self.shared.book.open();
@@ -223,15 +237,50 @@ impl Run {
         }
     }
 
+    /// Each member of each room: the user's number and the room's.
+    fn memberships(&self) -> Vec<(usize, usize)> {
+        let rooms = self.rooms.iter().enumerate();
+        rooms.flat_map(|(room, of)| of.members.iter().map(move |user| (*user, room))).collect()
+    }
+
+    fn places(&self) -> Vec<Place> {
+        let place = |(user, number): (usize, usize)| {
+            let (user, room) = (&self.users[user], &self.rooms[number]);
+            Place { user: user.id, login: Arc::clone(&user.login), room: room.id, number }
+        };
+        self.memberships().into_iter().map(place).collect()
+    }
+
+    /// Everyone tells once more how far everything has come, for a server that was killed may have lost it; then each
+    /// one's list of rooms must show it, and all of the rooms.
+    async fn tell_again(&self) -> Result<()> {
+        self.progress.begin("receipts", self.users.len());
+        self.shared.book.open().note(|| Step::Calm);
+        self.phase.send_replace(Phase::Telling);
+        let rooms: HashMap<RoomId, usize> = self.rooms.iter().enumerate().map(|(at, room)| (room.id, at)).collect();
+        let end = Instant::now() + RECEIPTS_PATIENCE;
+        let lists = self.users.iter().map(|user| async {
+            loop {
+                let listed = list_rooms(&self.shared, user.id, &user.login, &rooms).await?;
+                let told = {
+                    let book = self.shared.book.open();
+                    listed.iter().all(|listed| listed.delivered_seq >= book.heads[rooms[&listed.room]])
+                };
+                if told || Instant::now() > end {
+                    self.progress.step();
+                    return anyhow::Ok(());
+                }
+                sleep(LOOK).await;
+            }
+        });
+        let lists = stream::iter(lists).buffer_unordered(AUDITS);
+        lists.try_collect::<()>().await.context("can't read the lists of rooms")
+    }
+
     /// The open loop: a fixed schedule, whatever the server does. Latency counts from the scheduled time, so this waits
     /// as finely as the system can, in a thread of its own; the runtime's timers are rounded up to a millisecond.
     fn load(&self) -> Result<()> {
-        let places: Vec<(usize, usize)> = self
-            .rooms
-            .iter()
-            .enumerate()
-            .flat_map(|(room, of)| of.members.iter().map(move |user| (*user, room)))
-            .collect();
+        let places = self.memberships();
         let total = count(self.options.duration.as_secs_f64() * self.options.rate);
         self.progress.begin("sending", usize::try_from(total)?);
         let timeline = self.shared.timeline;
@@ -402,7 +451,8 @@ impl Run {
     async fn audit_room(&self, user: &User, login: &Login, room: &Room) -> Result<()> {
         let mut after = Seq::ZERO;
         loop {
-            let (last, head) = read_page(&self.shared, login, Reader::Audit(user.id), room.id, after).await?;
+            let reader = (user.id, Reader::Audit(user.id));
+            let (last, head) = read_page(&self.shared, login, reader, room.id, after).await?;
             // A page that brings nothing on is a breach that the checker has noted.
             if last >= head || last <= after {
                 return Ok(());
@@ -410,6 +460,49 @@ impl Run {
             after = last;
         }
     }
+}
+
+/// Someone in a room.
+struct Place {
+    user: UserId,
+    login: Arc<Login>,
+    room: RoomId,
+    number: usize,
+}
+
+/// Now and then someone looks at the end of a room or at their list of rooms while all is under way, also while servers
+/// are killed: what they are shown, if they are shown anything, must hold what they knew before.
+async fn look_around(places: Vec<Place>, shared: Arc<Shared>) {
+    let rooms: HashMap<RoomId, usize> = places.iter().map(|place| (place.room, place.number)).collect();
+    loop {
+        sleep(LOOK).await;
+        let Some(place) = places.get(usize::try_from(clock::below(places.len() as u64)).unwrap_or(0)) else { return };
+        let after = Seq(shared.book.open().heads[place.number].0.saturating_sub(LOOK_EVENTS));
+        let reader = (place.user, Reader::Look(place.user));
+        // A list of several pages may change between them.
+        let lists = rooms.len() <= schemas::limits::PAGE_MAX;
+        let looked = match clock::below(2) {
+            1 if lists => list_rooms(&shared, place.user, &place.login, &rooms).await.map(drop),
+            _ => read_page(&shared, &place.login, reader, place.room, after).await.map(drop),
+        };
+        if let Err(error) = looked {
+            shared.book.open().trouble = Some(format!("{error:#}"));
+        }
+    }
+}
+
+/// Reads a person's list of rooms into the record: of those of this run.
+async fn list_rooms(
+    shared: &Shared,
+    user: UserId,
+    login: &Login,
+    rooms: &HashMap<RoomId, usize>,
+) -> Result<Vec<Listed>> {
+    let ask = shared.book.open().ask(user);
+    let mut listed = shared.api.rooms(login).await?;
+    listed.retain(|listed| rooms.contains_key(&listed.room));
+    shared.book.open().note(|| Step::Rooms { ask, user, rooms: listed.clone() });
+    Ok(listed)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown to people")]

@@ -166,9 +166,9 @@ pub struct RoomOfUser {
     pub info: Arc<RoomInfo>,
     /// The person's standing in it.
     pub member: Member,
-    /// The person's delivered watermark.
+    /// The person's delivered watermark, or the seq before their way in: a client without a cursor goes on after it.
     pub delivered_seq: Seq,
-    /// The person's read watermark.
+    /// The person's read watermark, or the seq before they last came in.
     pub read_seq: Seq,
 }
 

@@ -43,6 +43,13 @@ impl Member {
         self.intervals.last().map_or(Seq::ZERO, |stay| stay.joined)
     }
 
+    /// The event by which the first stay began that goes on after this seq: whoever was delivered up to there hears of
+    /// that stay and of all later ones, also after they have gone and come back.
+    pub fn joined_seq_after(&self, seq: Seq) -> Seq {
+        let goes_on = |stay: &&Interval| stay.until.is_none_or(|until| until > seq);
+        self.intervals.iter().find(goes_on).map_or(self.joined_seq(), |stay| stay.joined)
+    }
+
     /// Whether they may see this event.
     pub fn sees(&self, seq: Seq) -> bool {
         self.intervals.iter().any(|stay| stay.visible_from <= seq && stay.until.is_none_or(|until| seq <= until))

@@ -128,6 +128,11 @@ impl Links {
         }
         Ok(answer)
     }
+
+    /// What all archivers that live answer from.
+    pub fn histories(&self) -> Vec<Arc<dyn HistoryPort>> {
+        self.state.lock().histories.values().cloned().collect()
+    }
 }
 
 /// An edge's ports: asks whoever may answer, one after the other.

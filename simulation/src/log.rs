@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use schemas::{Offset, Partition, Topic};
+use schemas::{Command, Offset, Partition, Record as _, Topic};
 use stream::{Consumer, Error, Fetched, GroupMember, Log, Polled, Producer, Record, Transaction};
 
 use crate::surroundings::{Call, Fate, Surroundings};
@@ -51,7 +51,15 @@ impl Log for ProcessLog {
     }
 
     async fn append(&self, topic: Topic, partition: Partition, records: Vec<Record>) -> Result<Offset, Error> {
-        self.call(Call::Append, self.inner.append(topic, partition, records)).await
+        let commands: Vec<_> = records.iter().filter_map(|record| Command::decode(&record.value).ok()).collect();
+        let work = async {
+            let end = self.inner.append(topic, partition, records).await?;
+            if topic == Topic::Commands {
+                self.around.commands.lock().appended(partition, end, &commands);
+            }
+            Ok(end)
+        };
+        self.call(Call::Append, work).await
     }
 
     async fn producer(&self, transactional_id: &str) -> Result<Box<dyn Producer>, Error> {

@@ -34,6 +34,9 @@ use crate::time::ProcessClock;
 /// The issuer that everybody's tokens come from.
 pub const ISSUER: &str = "simulation";
 
+/// From here on connections are those of people apart from their devices: their reads they note themselves.
+pub const FIRST_CALLER: u32 = 1_000;
+
 /// Tries of a call before it is left as it is.
 const TRIES: u32 = 12;
 
@@ -239,7 +242,7 @@ impl People {
 
     /// Calls of a person, apart from their devices.
     pub fn caller(&self, user: usize) -> Rest {
-        let id = ClientId(1_000 + u32::try_from(user).unwrap_or(0));
+        let id = ClientId(FIRST_CALLER + u32::try_from(user).unwrap_or(0));
         let subject = format!("person-{user}");
         let (client, _) = self.open(id, Self::user(user), &subject, self.clock.clone(), Arc::default(), 0);
         client.rest().clone()
@@ -355,18 +358,44 @@ impl People {
         }
     }
 
+    /// One look at a room's history, over any edge.
+    pub async fn look(&self, user: usize, room: RoomId) {
+        let path = format!("/v1/rooms/{room}/messages?after=0&limit=100");
+        let (rest, me) = (self.caller(user), Self::user(user));
+        let ask = self.record.ask(me);
+        if let Ok(page) = rest.call::<Value>(Method::GET, &path, None::<&Value>).await {
+            self.around.saw("call: looked at history");
+            let page = crate::record::page(ask, Reader::Look(me), room, Seq::ZERO, page.to_string().as_bytes());
+            page.into_iter().for_each(|page| self.record.note(page));
+        }
+    }
+
+    /// One look at the person's list of rooms, over any edge.
+    pub async fn list(&self, user: usize) -> Result<(), Error> {
+        let (rest, me) = (self.caller(user), Self::user(user));
+        let ask = self.record.ask(me);
+        // There are fewer rooms than a page of the list has.
+        let answer: Value = rest.call(Method::GET, "/v1/rooms", None::<&Value>).await?;
+        let rooms = answer["items"].as_array().and_then(|items| crate::record::rooms(items));
+        let rooms = rooms.ok_or_else(|| Error::Protocol(format!("no list of rooms: {answer}")))?;
+        self.around.saw("call: looked at rooms");
+        self.record.note(Step::Rooms { ask, user: me, rooms });
+        Ok(())
+    }
+
     /// Reads all of a room's history as one person, for the judge. `None`: they may not.
     pub async fn audit(&self, user: usize, room: RoomId) -> Result<Option<Seq>, Error> {
         let rest = self.caller(user);
         let mut after = Seq::ZERO;
         loop {
             let path = format!("/v1/rooms/{room}/messages?after={after}&limit=100");
+            let ask = self.record.ask(Self::user(user));
             let page: Value = match rest.call(Method::GET, &path, None::<&Value>).await {
                 Err(Error::Refused { status: 403 | 404, .. }) => return Ok(None),
                 page => page?,
             };
             let reader = Reader::Audit(Self::user(user));
-            let page = crate::record::page(reader, room, after, page.to_string().as_bytes());
+            let page = crate::record::page(ask, reader, room, after, page.to_string().as_bytes());
             let Some(Step::Page { head_seq, events, .. }) = &page else {
                 return Err(Error::Protocol(format!("{path} answers no page")));
             };

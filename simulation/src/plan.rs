@@ -55,6 +55,10 @@ pub enum Deed {
     Leave { user: usize, room: usize },
     /// Changes the room's name.
     Rename { by: usize, room: usize },
+    /// Looks at a room's history, over any edge.
+    Look { user: usize, room: usize },
+    /// Looks at the list of rooms, over any edge.
+    List { user: usize },
 }
 
 /// What goes wrong. Processes by their place in [`Layout::processes`].
@@ -132,6 +136,15 @@ pub struct At<T> {
     pub what: T,
 }
 
+/// A room.
+#[derive(Clone, Copy, Debug)]
+pub struct RoomPlan {
+    /// Anyone may join.
+    pub public: bool,
+    /// Newcomers see nothing of the time before them.
+    pub secretive: bool,
+}
+
 /// A schedule.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -141,8 +154,8 @@ pub struct Plan {
     pub users: usize,
     /// Whose each client is.
     pub clients: Vec<usize>,
-    /// Whether each room is public.
-    pub rooms: Vec<bool>,
+    /// The rooms.
+    pub rooms: Vec<RoomPlan>,
     /// Partitions of the log.
     pub partitions: u32,
     /// What people do.
@@ -162,18 +175,21 @@ impl Plan {
         let users = 2 + dice.index(3);
         let mut clients: Vec<usize> = (0..users).collect();
         clients.extend((0..users).filter(|_| dice.per_mille(300)));
-        let rooms: Vec<bool> = (0..1 + dice.index(3)).map(|_| dice.per_mille(500)).collect();
+        let room = |_| RoomPlan { public: dice.per_mille(500), secretive: dice.per_mille(250) };
+        let rooms: Vec<RoomPlan> = (0..1 + dice.index(3)).map(room).collect();
         let length_ms = dice.between(3_000, 25_000);
         let mut deeds = Vec::new();
-        for _ in 0..dice.between(10, 60) {
+        for _ in 0..dice.between(10, 70) {
             let (client, user, by) = (dice.index(clients.len()), dice.index(users), dice.index(users));
             let room = dice.index(rooms.len());
             let what = match dice.below(100) {
-                0..62 => {
+                0..55 => {
                     let bytes = if dice.per_mille(40) { dice.between(10_000, 60_000) } else { dice.between(8, 200) };
                     Deed::Send { client, room, bytes }
                 }
-                62..74 => Deed::Post { user, room },
+                55..66 => Deed::Post { user, room },
+                66..71 => Deed::Look { user, room },
+                71..74 => Deed::List { user },
                 74..80 => Deed::Read { client, room },
                 80..86 => Deed::Add { by: 0, user, room },
                 86..92 => Deed::Remove { by: if dice.per_mille(700) { 0 } else { by }, user, room },
@@ -211,6 +227,14 @@ impl Plan {
                 _ => Harm::ClientCrash { client, after_polls },
             };
             let at = At { at_ms: dice.below(length_ms), for_ms: dice.between(20, 6_000), what };
+            if let Harm::LineStall { client } = at.what {
+                // More than an outbox holds, while nothing is taken out of it.
+                let room = dice.index(rooms.len());
+                for _ in 0..dice.index(10) {
+                    let what = Deed::Send { client: (client + 1) % clients.len(), room, bytes: 60_000 };
+                    deeds.push(At { at_ms: at.at_ms + dice.below(at.for_ms), for_ms: 0, what });
+                }
+            }
             if !without.contains(&number) {
                 harms.push((number, at));
             }

@@ -3,19 +3,27 @@
 
 use std::collections::VecDeque;
 use std::io::Cursor;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use checker::frame::{Frame, text_digest};
-use checker::{Checker, ClientId, Reader, Step, digest};
+use checker::{AskId, Checker, ClientId, Listed, Reader, Step, digest};
 use parking_lot::Mutex;
 use schemas::frame::ClientFrame;
-use schemas::{RoomId, Seq, UserId};
+use schemas::{EventId, RoomId, Seq, UserId};
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
+use crate::people::FIRST_CALLER;
+
+/// Looks into the log: whether this event is committed at this place.
+pub type Committed = Box<dyn Fn(RoomId, Seq, EventId) -> bool + Send + Sync>;
+
 /// The record of a schedule.
 #[derive(Default)]
-pub struct Record(Mutex<Pages>);
+pub struct Record {
+    pages: Mutex<Pages>,
+    committed: OnceLock<Committed>,
+}
 
 #[derive(Default)]
 struct Pages {
@@ -23,26 +31,60 @@ struct Pages {
     /// Folds all steps: what everyone saw, in order.
     trace: u64,
     steps: u64,
+    asks: u64,
+    /// What someone was told before it was durable.
+    acted_before_durable: Vec<String>,
 }
 
 impl Record {
     /// Adds a step.
     pub fn note(&self, step: Step) {
-        let mut pages = self.0.lock();
+        let mut pages = self.pages.lock();
+        let told = match &step {
+            Step::Delivered { event, .. } => Some((event.room, event.seq, event.id)),
+            Step::Accepted { room, seq, id, .. } => Some((*room, *seq, *id)),
+            _ => None,
+        };
+        if let (Some((room, seq, id)), Some(committed)) = (told, self.committed.get())
+            && !committed(room, seq, id)
+        {
+            pages.acted_before_durable.push(format!("acted_before_durable: {room} {seq}: {step:?}"));
+        }
         pages.steps += 1;
         pages.trace = digest(&[&pages.trace.to_be_bytes(), format!("{step:?}").as_bytes()]);
         tracing::trace!(?step, "seen");
         pages.checker.observe(step);
     }
 
-    /// Closes it.
-    pub fn judge(&self) -> checker::Verdict {
-        std::mem::take(&mut self.0.lock().checker).judge()
+    /// How it looks into the log.
+    pub fn watch(&self, committed: Committed) {
+        // Set once, when the world begins.
+        let _ = self.committed.set(committed);
+    }
+
+    /// A person is about to read.
+    pub fn ask(&self, user: UserId) -> AskId {
+        let ask = {
+            let mut pages = self.pages.lock();
+            pages.asks += 1;
+            AskId(pages.asks)
+        };
+        self.note(Step::Asking { ask, user });
+        ask
+    }
+
+    /// Closes it: all that must not be.
+    pub fn judge(&self) -> Vec<String> {
+        let mut pages = self.pages.lock();
+        let verdict = std::mem::take(&mut pages.checker).judge();
+        let mut broken = std::mem::take(&mut pages.acted_before_durable);
+        broken.extend(verdict.breaches.iter().map(ToString::to_string));
+        broken
     }
 
     /// How many steps there were, and what stands for all of them.
     pub fn trace(&self) -> (u64, u64) {
-        let pages = self.0.lock();
+        let pages = self.pages.lock();
         (pages.steps, pages.trace)
     }
 }
@@ -56,7 +98,7 @@ pub struct Tap {
     from_server: Half,
     said_hello: bool,
     /// The calls under way, where this is no socket.
-    calls: VecDeque<String>,
+    calls: VecDeque<(String, Option<AskId>)>,
 }
 
 /// One direction.
@@ -133,7 +175,11 @@ impl Tap {
         let is_first = self.from_client.bytes.is_empty() && !self.from_client.open;
         if !self.calls.is_empty() || (is_first && !bytes.starts_with(b"GET /v1/socket ")) {
             let calls = self.from_client.take_calls(bytes);
-            self.calls.extend(calls.into_iter().map(|(head, _)| head.lines().next().unwrap_or_default().to_owned()));
+            for (head, _) in calls {
+                let call = head.lines().next().unwrap_or_default().to_owned();
+                let is_device = self.client.0 < FIRST_CALLER;
+                self.calls.push_back((call, is_device.then(|| self.record.ask(self.user))));
+            }
             return;
         }
         for text in self.from_client.take(bytes) {
@@ -151,8 +197,11 @@ impl Tap {
                     let (user, client) = (self.user, Some(client));
                     self.record.note(Step::Sending { user, client, room, client_msg_id, body });
                 }
-                ClientFrame::Delivered { room, seq } | ClientFrame::Read { room, seq } => {
-                    self.record.note(Step::Receipt { client, room, seq });
+                ClientFrame::Delivered { room, seq } => {
+                    self.record.note(Step::Receipt { client, room, seq, read: false });
+                }
+                ClientFrame::Read { room, seq } => {
+                    self.record.note(Step::Receipt { client, room, seq, read: true });
                 }
                 _ => {}
             }
@@ -163,8 +212,8 @@ impl Tap {
     pub fn heard(&mut self, bytes: &[u8]) {
         if !self.calls.is_empty() {
             for (head, body) in self.from_server.take_calls(bytes) {
-                let call = self.calls.pop_front().unwrap_or_default();
-                if let (true, Some(page)) = (head.starts_with("HTTP/1.1 200"), self.page(&call, &body)) {
+                let Some((call, ask)) = self.calls.pop_front() else { continue };
+                if let (true, Some(page)) = (head.starts_with("HTTP/1.1 200"), self.page(ask, &call, &body)) {
                     self.record.note(page);
                 }
             }
@@ -178,6 +227,12 @@ impl Tap {
                 ("live", ..) => Some(Step::Live { client }),
                 ("gap", Some(room), _) => match (frame.from_seq, frame.to_seq) {
                     (Some(from), Some(to)) => Some(Step::Gap { client, room, from, to, readable: frame.readable }),
+                    _ => None,
+                },
+                ("receipt", Some(room), _) => match (frame.user, frame.delivered_seq, frame.read_seq) {
+                    (Some(user), Some(delivered_seq), Some(read_seq)) => {
+                        Some(Step::ReceiptShown { client, room, user, delivered_seq, read_seq })
+                    }
                     _ => None,
                 },
                 ("accepted", Some(room), Some(client_msg_id)) => match (frame.seq, frame.id) {
@@ -208,20 +263,34 @@ impl Tap {
 
 impl Tap {
     /// A page of history, if the call asked for one.
-    fn page(&self, call: &str, body: &[u8]) -> Option<Step> {
+    fn page(&self, ask: Option<AskId>, call: &str, body: &[u8]) -> Option<Step> {
         let (room, rest) = call.strip_prefix("GET /v1/rooms/")?.split_once("/messages?after=")?;
         let after = Seq(rest.split(['&', ' ']).next()?.parse().ok()?);
-        page(Reader::Refill(self.client), RoomId(room.parse().ok()?), after, body)
+        page(ask?, Reader::Refill(self.client), RoomId(room.parse().ok()?), after, body)
     }
 }
 
 /// A page of history as it is answered.
-pub fn page(reader: Reader, room: RoomId, after: Seq, body: &[u8]) -> Option<Step> {
+pub fn page(ask: AskId, reader: Reader, room: RoomId, after: Seq, body: &[u8]) -> Option<Step> {
     let page: serde_json::Value = serde_json::from_slice(body).ok()?;
     let seq = |name: &str| page[name].as_u64().map(Seq);
     let texts: Vec<String> = page["items"].as_array()?.iter().map(ToString::to_string).collect();
     let events = texts.iter().map(|text| Frame::parse(text).ok()?.event(text)).collect::<Option<_>>()?;
-    Some(Step::Page { reader, room, after, first_seq: seq("first_seq")?, head_seq: seq("head_seq")?, events })
+    Some(Step::Page { ask, reader, room, after, first_seq: seq("first_seq")?, head_seq: seq("head_seq")?, events })
+}
+
+/// The rooms of a list as it is answered.
+pub fn rooms(items: &[serde_json::Value]) -> Option<Vec<Listed>> {
+    let listed = |item: &serde_json::Value| {
+        let seq = |value: &serde_json::Value| value.as_u64().map(Seq);
+        Some(Listed {
+            room: RoomId(item["id"].as_str()?.parse().ok()?),
+            head_seq: seq(&item["head_seq"])?,
+            delivered_seq: seq(&item["me"]["delivered_seq"])?,
+            read_seq: seq(&item["me"]["read_seq"])?,
+        })
+    };
+    items.iter().map(listed).collect()
 }
 
 impl Drop for Tap {

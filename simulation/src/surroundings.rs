@@ -11,6 +11,7 @@ use stream::{Consumer, GroupMember};
 use tokio::time::{Instant, sleep};
 
 use crate::dice::Dice;
+use crate::inside::Commands;
 use crate::log::Silent;
 use crate::tasks::{ProcessId, Tasks, step};
 
@@ -85,6 +86,8 @@ pub struct Surroundings {
     /// Chance of delays and failures.
     pub dice: Dice,
     state: Mutex<State>,
+    /// Commands that the log has taken.
+    pub commands: Mutex<Commands>,
     silent: Silent,
     seen: Mutex<BTreeMap<String, u64>>,
     broken: Mutex<Vec<String>>,
@@ -108,6 +111,7 @@ impl Surroundings {
             tasks,
             dice: Dice::new(seed, "surroundings"),
             state: Mutex::default(),
+            commands: Mutex::default(),
             silent: Silent::default(),
             seen: Mutex::default(),
             broken: Mutex::default(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use checker::Step;
 use client::Method;
 use edge::auth::password::{PasswordHasher, Verdict as PasswordVerdict};
 use edge::hub::Hub;
@@ -141,6 +142,13 @@ pub async fn run(seed: u64, without: &[usize]) -> Outcome {
         devices,
         state: Mutex::new(state),
     });
+    let (durable, watched) = (Mutex::new(inside::Durable::default()), Arc::downgrade(&world));
+    record.watch(Box::new(move |room, seq, id| {
+        // Where there is no world any more nothing is told.
+        let Some(world) = watched.upgrade() else { return true };
+        let log = world.state.lock().log.clone();
+        durable.lock().holds(&log, room, seq, id)
+    }));
     // The script is a task like any other: everything takes its turn.
     let (done, ended) = tokio::sync::oneshot::channel();
     let script = Arc::clone(&world);
@@ -155,7 +163,7 @@ pub async fn run(seed: u64, without: &[usize]) -> Outcome {
     let slots = world.state.lock().slots.len();
     (0..slots).for_each(|slot| world.count(slot));
     let mut broken = around.all_broken();
-    broken.extend(record.judge().breaches.iter().map(ToString::to_string));
+    broken.extend(record.judge());
     let (polls, order) = tasks.trace();
     let (steps, seen_steps) = record.trace();
     let trace = checker::digest(&[&order.to_be_bytes(), &seen_steps.to_be_bytes()]);
@@ -192,13 +200,20 @@ impl World {
         sleep_until(due(self.plan.length_ms)).await;
         self.heal().await;
         self.settle().await;
+        self.tell_all_was_read().await;
         self.audit().await?;
         let (log, quiet) = {
             let state = self.state.lock();
             (state.log.clone(), state.quiet)
         };
         if quiet {
-            inside::check(&log, &self.store, &self.around).await?;
+            let broken = inside::check(&log, &self.store).await?;
+            broken.into_iter().for_each(|broken| self.around.broken(broken));
+            let users = (0..self.plan.users).map(People::user).collect::<Vec<_>>();
+            for history in self.links.histories() {
+                let broken = inside::check_history(&log, &*history, &users).await?;
+                broken.into_iter().for_each(|broken| self.around.broken(broken));
+            }
         }
         Ok(())
     }
@@ -331,6 +346,7 @@ impl World {
             if self.plan.layout == Layout::Alone {
                 // The embedded log goes with its process.
                 state.log = state.log.crash();
+                self.around.commands.lock().lost();
             }
             process
         };
@@ -375,7 +391,7 @@ impl World {
 
     async fn make_rooms(self: &Arc<Self>) -> anyhow::Result<()> {
         let owner = self.people.caller(0);
-        for (number, public) in self.plan.rooms.iter().enumerate() {
+        for (number, plan) in self.plan.rooms.iter().enumerate() {
             let members: Vec<_> = (1..self.plan.users).map(People::user).collect();
             // Nobody is known before they have called once.
             for user in 1..self.plan.users {
@@ -387,9 +403,10 @@ impl World {
                     sleep(Duration::from_millis(100)).await;
                 }
             }
-            let visibility = if *public { "public" } else { "private" };
+            let visibility = if plan.public { "public" } else { "private" };
+            let history = if plan.secretive { "since_joined" } else { "all" };
             let body = json!({
-                "name": format!("room {number}"), "visibility": visibility, "history": "all", "members": members,
+                "name": format!("room {number}"), "visibility": visibility, "history": history, "members": members,
             });
             let mut tries = 0;
             let room = loop {
@@ -403,6 +420,9 @@ impl World {
                 }
             };
             let id: RoomId = serde_json::from_value(room["id"].clone())?;
+            if plan.secretive {
+                self.people.record.note(Step::Secretive { room: id });
+            }
             self.state.lock().rooms.push(id);
         }
         Ok(())
@@ -421,6 +441,15 @@ impl World {
             Deed::Post { user, room } => {
                 let (people, room, body) = (Arc::clone(&self.people), rooms[room], text(8));
                 return self.tasks.spawn(WORLD, async move { people.post(user, room, body).await });
+            }
+            Deed::Look { user, room } => {
+                let (people, room) = (Arc::clone(&self.people), rooms[room]);
+                return self.tasks.spawn(WORLD, async move { people.look(user, room).await });
+            }
+            Deed::List { user } => {
+                let people = Arc::clone(&self.people);
+                // One that fails says nothing.
+                return self.tasks.spawn(WORLD, async move { drop(people.list(user).await) });
             }
             Deed::Add { by, user, room } => (by, Method::PUT, member(room, user), Some(json!({"role": "member"}))),
             Deed::Remove { by, user, room } => (by, Method::DELETE, member(room, user), None),
@@ -557,9 +586,18 @@ impl World {
                 let state = self.state.lock();
                 (state.log.clone(), state.quiet)
             };
-            // A log that crashes meanwhile is no matter.
-            if quiet || inside::check_progress(&log, &self.store, &self.around).await.is_err() {
+            if quiet {
                 return;
+            }
+            for check in [
+                inside::check_progress(&log, &self.store).await,
+                inside::check_offsets(&log, &self.around.commands).await,
+            ] {
+                match check {
+                    Ok(broken) => broken.into_iter().for_each(|broken| self.around.broken(broken)),
+                    // A log that crashes meanwhile is no matter.
+                    Err(_) => return,
+                }
             }
         }
     }
@@ -610,8 +648,26 @@ impl World {
         self.around.broken(format!("not settled {} s after all faults: {why}", SETTLE.as_secs()));
     }
 
+    /// Everyone tells that they have read everything; nothing breaks any more, so that it must be known afterwards.
+    async fn tell_all_was_read(&self) {
+        let rooms = self.state.lock().rooms.clone();
+        self.people.record.note(Step::Calm);
+        for device in &self.devices {
+            rooms.iter().for_each(|room| self.people.read(device, *room));
+        }
+        sleep(Duration::from_secs(5)).await;
+    }
+
     async fn audit(&self) -> anyhow::Result<()> {
         let rooms = self.state.lock().rooms.clone();
+        for user in 0..self.plan.users {
+            let mut tries = 0;
+            while let Err(error) = self.people.list(user).await {
+                tries += 1;
+                anyhow::ensure!(tries < 50, "the list of rooms can't be read: {error}");
+                sleep(Duration::from_millis(200)).await;
+            }
+        }
         for room in rooms {
             for user in 0..self.plan.users {
                 let mut tries = 0;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use checker::{Checker, ClientId, Digest, Event, Fact, Reader, Step, Verdict, digest};
+use checker::{AskId, Checker, ClientId, Digest, Event, Fact, Listed, Reader, Step, Verdict, digest};
 use schemas::message::MemberChange;
 use schemas::outcome::RejectCode;
 use schemas::{CommandId, EventId, RoomId, Seq, SessionId, UserId};
@@ -45,6 +45,7 @@ struct Peer {
     open: bool,
     socket: u32,
     cursors: [u64; ROOMS],
+    delivered: [u64; ROOMS],
     pending: VecDeque<Pending>,
 }
 
@@ -266,13 +267,41 @@ impl World {
             }
         }
         let events = skipped.into_iter().map(|(event, _)| Self::seen_by(event, who)).collect();
-        self.page(Reader::Refill(client), index, from - 1, events);
+        self.page(who, Reader::Refill(client), index, from - 1, events);
     }
 
-    fn page(&mut self, reader: Reader, index: usize, after: u64, events: Vec<Event>) {
-        let head_seq = Seq(self.logs[index].len() as u64);
+    fn ask(&mut self, who: usize) -> AskId {
+        let ask = AskId(self.fresh());
+        self.steps.push(Step::Asking { ask, user: user(who) });
+        ask
+    }
+
+    /// Nothing breaks any more: everyone tells how far they have come, and looks at their list of rooms.
+    fn list_rooms(&mut self) {
+        self.steps.push(Step::Calm);
+        for who in 0..CLIENTS {
+            for index in 0..ROOMS {
+                self.apply(Op::Receipt { who, room: index });
+                let (client, room, seq) = (client(who), room(index), Seq(self.peers[who].cursors[index]));
+                self.steps.push(Step::Receipt { client, room, seq, read: true });
+            }
+            let ask = self.ask(who);
+            let rooms = (0..ROOMS).filter(|index| self.is_in(*index, who)).map(|index| Listed {
+                room: room(index),
+                head_seq: Seq(self.logs[index].len() as u64),
+                delivered_seq: Seq(self.peers[who].delivered[index]),
+                read_seq: Seq(self.peers[who].cursors[index]),
+            });
+            let (user, rooms) = (user(who), rooms.collect());
+            self.steps.push(Step::Rooms { ask, user, rooms });
+        }
+    }
+
+    fn page(&mut self, who: usize, reader: Reader, index: usize, after: u64, events: Vec<Event>) {
+        let head_seq = Seq(self.until(index, who).unwrap_or(self.logs[index].len() as u64));
         let (room, after, first_seq) = (room(index), Seq(after), Seq(1));
-        self.steps.push(Step::Page { reader, room, after, first_seq, head_seq, events });
+        let ask = self.ask(who);
+        self.steps.push(Step::Page { ask, reader, room, after, first_seq, head_seq, events });
     }
 
     pub fn apply(&mut self, op: Op) {
@@ -333,7 +362,14 @@ impl World {
             Op::Receipt { who, room: index } if self.peers[who].open => {
                 self.pump(who);
                 let seq = Seq(self.peers[who].cursors[index]);
-                self.steps.push(Step::Receipt { client: client(who), room: room(index), seq });
+                self.steps.push(Step::Receipt { client: client(who), room: room(index), seq, read: false });
+                let marks = &mut self.peers[who].delivered[index];
+                *marks = (*marks).max(seq.0);
+                let (user, delivered_seq) = (user(who), Seq(*marks));
+                for other in (0..CLIENTS).filter(|other| self.peers[*other].open) {
+                    let (client, room) = (client(other), room(index));
+                    self.steps.push(Step::ReceiptShown { client, room, user, delivered_seq, read_seq: Seq(0) });
+                }
             }
             Op::Leave { who, room } if who > 0 && self.is_in(room, who) => {
                 self.member(room, who, MemberChange::Left);
@@ -362,11 +398,12 @@ impl World {
                 for (number, events) in events.chunks(PAGE).enumerate() {
                     let after = Seq((number * PAGE) as u64);
                     let (reader, room, first_seq, head_seq) = (Reader::Audit(user(who)), room(index), Seq(1), Seq(end));
-                    let events = events.to_vec();
-                    self.steps.push(Step::Page { reader, room, after, first_seq, head_seq, events });
+                    let (ask, events) = (self.ask(who), events.to_vec());
+                    self.steps.push(Step::Page { ask, reader, room, after, first_seq, head_seq, events });
                 }
             }
         }
+        self.list_rooms();
         self.steps
     }
 }

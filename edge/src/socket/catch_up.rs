@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use schemas::limits::{PAGE_MAX, RECEIPT_MEMBERS_MAX, STREAM_MAX_MISSED};
-use schemas::link::{Lane, Page, PageFrom, PageQuery, RoomOfUser, Unavailable};
+use schemas::link::{Lane, Page, PageFrom, PageQuery, Unavailable};
 use schemas::room::Member;
 use schemas::{Event, Offset, Partition, RoomId, Seq};
 
@@ -19,11 +19,6 @@ pub enum Piece {
     Event(Arc<Event>),
     /// A stretch that is not streamed.
     Gap(Seq, Seq, bool),
-}
-
-/// Where a person's stream of a room begins: what the client holds, else what it was delivered, else their joining.
-pub fn start_of(entry: &RoomOfUser, resume: Option<Seq>) -> Seq {
-    resume.unwrap_or_else(|| entry.delivered_seq.max(entry.member.joined_seq().prev()))
 }
 
 /// Subscribes rooms and compares them with history. `resume` holds the cursors of those that have one.
@@ -50,11 +45,15 @@ async fn start_all(
     resume: &HashMap<RoomId, Seq>,
     strange: &mut HashSet<RoomId>,
 ) -> Result<(), Unavailable> {
-    for entry in seen(hub, socket, positions).await? {
+    let positions = at_end(hub, positions).await?;
+    for (room, position) in &positions {
+        socket.read_at(*room, *position);
+    }
+    for entry in hub.history().rooms(socket.user, &positions).await? {
         let room = entry.info.id;
         let visible_head = entry.member.visible_head(entry.info.head_seq);
-        let start = start_of(&entry, resume.get(&room).copied());
-        let claimed = resume.contains_key(&room);
+        let held = resume.get(&room).copied();
+        let (start, claimed) = (held.unwrap_or(entry.delivered_seq), held.is_some());
         if entry.info.deleted {
             socket.start(room, start, visible_head, claimed);
             put_deletion(hub, socket, room, start).await?;
@@ -74,27 +73,20 @@ async fn start_all(
     Ok(())
 }
 
-/// The rooms and this person's standing in each. They come by the person's list, and what a list tells may be ahead of
-/// where this edge has heard of the rooms' own partitions: where the person is not in a room they are looked at once
-/// more, at the partition's end.
-async fn seen(hub: &Hub, socket: &Socket, positions: &[(RoomId, Offset)]) -> Result<Vec<RoomOfUser>, Unavailable> {
-    let mut entries = hub.history().rooms(socket.user, positions).await?;
-    entries.retain(|entry| entry.member.is_in() || entry.info.deleted);
-    let found: HashSet<RoomId> = entries.iter().map(|entry| entry.info.id).collect();
+/// Where history must be read for each room: not before where this edge has heard of its partition, and not before the
+/// partition's end, for what this person was told elsewhere may be ahead of what an edge has heard of (I8).
+async fn at_end(hub: &Hub, positions: &[(RoomId, Offset)]) -> Result<Vec<(RoomId, Offset)>, Unavailable> {
     let mut ends: HashMap<Partition, Offset> = HashMap::new();
-    let mut again = Vec::new();
-    for (room, _) in positions.iter().filter(|(room, _)| !found.contains(room)) {
+    let mut later = Vec::with_capacity(positions.len());
+    for (room, heard) in positions {
         let partition = hub.partition(room.as_bytes());
         let end = match ends.get(&partition) {
             Some(end) => *end,
             None => *ends.entry(partition).or_insert(hub.end(Lane::Rooms, partition).await?),
         };
-        again.push((*room, end));
+        later.push((*room, end.max(*heard)));
     }
-    if !again.is_empty() {
-        entries.extend(hub.history().rooms(socket.user, &again).await?);
-    }
-    Ok(entries)
+    Ok(later)
 }
 
 /// Tells the hub what it has to know of a room, once for all sockets.
@@ -118,13 +110,13 @@ async fn describe(hub: &Hub, room: RoomId, member_count: u32) -> Result<(), Unav
 pub async fn read(hub: &Hub, socket: &Arc<Socket>, rooms: Vec<RoomId>) -> Result<(), Unavailable> {
     hub.metrics().behind.inc_by(rooms.len() as u64);
     for room in rooms {
-        while let Some(cursor) = socket.cursor_behind(room) {
+        while let Some((cursor, position)) = socket.behind(room) {
             if !socket.has_room() {
                 hub.metrics().lagging.inc();
                 socket.still_behind();
                 return Ok(());
             }
-            let min_offset = hub.position_of(room);
+            let min_offset = hub.position_of(room).max(position);
             let query =
                 PageQuery { user: socket.user, room, from: PageFrom::After(cursor), limit: PAGE_MAX, min_offset };
             match hub.history().page(query).await? {

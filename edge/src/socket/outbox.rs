@@ -12,7 +12,9 @@ use schemas::frame::{Control, EventView};
 use schemas::limits::{OUTBOX_MAX_BYTES, TOKEN_WARNING};
 use schemas::message::Membership;
 use schemas::outcome::{Done, Outcome, RejectCode};
-use schemas::{Command, CommandId, DeviceId, Event, EventId, EventKind, RoomId, Seq, SessionId, Timestamp, UserId};
+use schemas::{
+    Command, CommandId, DeviceId, Event, EventId, EventKind, Offset, RoomId, Seq, SessionId, Timestamp, UserId,
+};
 use tokio::sync::Notify;
 
 use super::splice::{Offer, RoomCursor};
@@ -499,6 +501,13 @@ impl Socket {
         true
     }
 
+    /// Where history has to be read to compare a followed room with it.
+    pub fn read_at(&self, room: RoomId, position: Offset) {
+        if let Some(cursor) = self.state.lock().rooms.get_mut(&room) {
+            cursor.read_at = cursor.read_at.max(position);
+        }
+    }
+
     /// Compares a followed room with history: where its stream starts, and the last event this person may see.
     /// `claimed`: the client has named the cursor. Where it has not, answers to its sends that wait for their place move
     /// the start before that place: the client could not know that it lies outside of its stream.
@@ -566,8 +575,9 @@ impl Socket {
     }
 
     /// The last seq sent of a room that is behind.
-    pub fn cursor_behind(&self, room: RoomId) -> Option<Seq> {
-        self.state.lock().rooms.get(&room).filter(|cursor| cursor.is_behind()).map(RoomCursor::cursor)
+    pub fn behind(&self, room: RoomId) -> Option<(Seq, Offset)> {
+        let state = self.state.lock();
+        state.rooms.get(&room).filter(|cursor| cursor.is_behind()).map(|cursor| (cursor.cursor(), cursor.read_at))
     }
 
     /// A receipt's seq, lowered to what this socket was sent; `None` where there is nothing to say.
@@ -833,7 +843,7 @@ mod tests {
             socket.follow(ROOM);
             socket.start(ROOM, Seq(10), Seq(10), claimed);
             let expected = if claimed { None } else { Some(Seq(7)) };
-            assert_eq!(socket.cursor_behind(ROOM), expected, "what a client names is never lowered");
+            assert_eq!(socket.behind(ROOM).map(|(cursor, _)| cursor), expected, "what a client names is never lowered");
         }
     }
 

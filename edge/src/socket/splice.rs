@@ -2,7 +2,7 @@
 //! directly or have to be read from history first. Resuming, joining, a slow socket and a lost link are all the same
 //! thing here: `Behind`, until history has been read up to the highest event heard of.
 
-use schemas::Seq;
+use schemas::{Offset, Seq};
 
 /// What to do with an event that has come in live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +28,15 @@ pub struct RoomCursor {
     receipt_max: Seq,
     /// Where the stream starts, if that was chosen here and the client does not know.
     chosen: Seq,
+    /// Where history has to be read at least, in the room's partition.
+    pub read_at: Offset,
 }
 
 impl RoomCursor {
     /// A room that has to be compared with history first.
     pub fn unknown() -> Self {
-        Self { cursor: Seq::ZERO, head: Seq::ZERO, behind: true, receipt_max: Seq::ZERO, chosen: Seq::ZERO }
+        let (cursor, head, receipt_max, chosen) = Default::default();
+        Self { cursor, head, behind: true, receipt_max, chosen, read_at: Offset(0) }
     }
 
     /// The last seq sent, or given by the client.
