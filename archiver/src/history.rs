@@ -82,7 +82,7 @@ pub(crate) struct History {
     /// How often partitions were given up, or found to be lacking in the store: what was found out before may not fit to
     /// what is read after.
     breaks: AtomicU64,
-    /// Reads that have failed so far: after each the store may come back as another.
+    /// Calls to the store that have failed so far: after each the store may come back as another.
     failures: AtomicU64,
     /// As many of them as there had been when its progress was last found to be as it should.
     cleared: AtomicU64,
@@ -240,9 +240,14 @@ impl History {
         if self.breaks.load(Ordering::Relaxed) == breaks { Ok(answer) } else { Err(Unavailable) }
     }
 
+    /// A call to the store has failed: it may come back as another.
+    pub(crate) fn failed(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The store lacks what was archived: all of it is to be taken over again, and nothing is read before that is sure.
     pub(crate) fn lacks_rows(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.failed();
         self.breaks.fetch_add(1, Ordering::Relaxed);
         self.rewind.notify_one();
     }
@@ -260,7 +265,7 @@ impl History {
         self.metrics.store_reads.with_label_values(&[rows]).inc();
         work.await.map_err(|error| {
             warn!(rows, %error, "history could not read the store");
-            self.failures.fetch_add(1, Ordering::Relaxed);
+            self.failed();
             Unavailable
         })
     }
@@ -273,7 +278,7 @@ impl History {
         for (partition, reached) in self.owned() {
             for topic in plan::TOPICS {
                 let progress = self.deps.store.progress(topic, partition).await.map_err(|_| {
-                    self.failures.fetch_add(1, Ordering::Relaxed);
+                    self.failed();
                     Unavailable
                 })?;
                 if progress < reached.archived.of(topic) {

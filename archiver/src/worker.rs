@@ -328,6 +328,7 @@ impl Worker {
         let result = history.deps.store.archive(plan::batch(flights)).await;
         history.metrics.flush_seconds.observe(history.deps.clock.elapsed().saturating_sub(started).as_secs_f64());
         if result.is_err() {
+            history.failed();
             history.metrics.flush_failures.inc();
         }
         result

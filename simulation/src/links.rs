@@ -143,15 +143,15 @@ pub struct EdgeLinks {
 
 impl EdgeLinks {
     fn fanouts(&self) -> Vec<(ProcessId, Arc<fanout::Handle>)> {
-        self.from_anywhere(|directory| &directory.fanouts)
+        self.beginning_anywhere(|directory| &directory.fanouts)
     }
 
     fn histories(&self) -> Vec<(ProcessId, Arc<dyn HistoryPort>)> {
-        self.from_anywhere(|directory| &directory.histories)
+        self.beginning_anywhere(|directory| &directory.histories)
     }
 
     /// All of a role, begun with any of them.
-    fn from_anywhere<T: ?Sized>(
+    fn beginning_anywhere<T: ?Sized>(
         &self,
         of_role: impl Fn(&Directory) -> &BTreeMap<ProcessId, Arc<T>>,
     ) -> Vec<(ProcessId, Arc<T>)> {

@@ -19,9 +19,12 @@ mod time;
 mod world;
 
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 use crate::plan::Plan;
 
@@ -61,6 +64,16 @@ struct Outcome {
     trace: u64,
 }
 
+/// Tells the schedule's own time, ms since it was first asked for.
+struct Since(OnceLock<tokio::time::Instant>);
+
+impl FormatTime for Since {
+    fn format_time(&self, out: &mut Writer<'_>) -> std::fmt::Result {
+        let begun = *self.0.get_or_init(tokio::time::Instant::now);
+        write!(out, "{} ms", begun.elapsed().as_millis())
+    }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     match run(&args) {
@@ -80,7 +93,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
             tracing_subscriber::fmt()
                 .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
                 .with_writer(std::io::stderr)
-                .without_time()
+                .with_timer(Since(OnceLock::new()))
                 .init();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
             let outcome = runtime.block_on(world::run(seed, &args.without));

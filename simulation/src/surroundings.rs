@@ -101,6 +101,7 @@ struct State {
     troubles: Vec<Trouble>,
     cuts: Vec<Cut>,
     slow_until: Option<Instant>,
+    healed: bool,
     members: Vec<(ProcessId, GroupMember)>,
 }
 
@@ -209,9 +210,15 @@ impl Surroundings {
     /// All is well from now on.
     pub fn heal(&self) {
         let mut state = self.state.lock();
+        state.healed = true;
         state.troubles.clear();
         state.cuts.clear();
         state.slow_until = None;
+    }
+
+    /// Whether nothing goes wrong any more.
+    pub fn is_healed(&self) -> bool {
+        self.state.lock().healed
     }
 
     /// The state of the way from one process to another: whether what is asked arrives, and whether the answer does.

@@ -185,6 +185,7 @@ impl World {
             let world = Arc::clone(self);
             self.tasks.spawn(WORLD, async move {
                 sleep_until(due(harm.at_ms)).await;
+                tracing::debug!(?harm, "begins");
                 world.around.saw(&format!("fault: {}", harm.what.name()));
                 world.harm(harm.what, Duration::from_millis(harm.for_ms)).await;
             });
@@ -531,6 +532,9 @@ impl World {
                     let (who, per_mille, unheard_per_mille, name) = (None, 1_000, 0, "store away");
                     self.around.trouble(Trouble { who, calls, per_mille, unheard_per_mille, until, name });
                     sleep(AWAY / 2).await;
+                    if self.around.is_healed() {
+                        return;
+                    }
                     self.store.lose_since(archived);
                     self.around.saw("store loss: forgot rows");
                 }

@@ -13,7 +13,7 @@ use store::accounts::{Account, Accounts, Profile, Taken};
 use store::archive::{Acted, Archive, Batch, MessageReceipt, Watermarks};
 use store::devices::{Device, Devices, RefreshToken, Revocation, RevocationReason, Rotation, TokenHash};
 use store::keys::{Keys, SigningKey};
-use store::memory::MemoryStore;
+use store::memory::{Archived, MemoryStore};
 use store::rooms::{DirectorySort, Rooms};
 use store::shut_outs::{ShutOut, ShutOuts, Subject};
 use tokio::sync::watch;
@@ -61,6 +61,16 @@ impl Watched {
     async fn called(&self, name: &'static str) {
         *self.calls.lock().entry(name).or_default() += 1;
         tokio::task::yield_now().await;
+    }
+
+    /// What is archived by now.
+    pub fn archived(&self) -> Archived {
+        self.inner.archived()
+    }
+
+    /// Forgets what was archived since.
+    pub fn lose_since(&self, archived: Archived) {
+        self.inner.lose_since(archived);
     }
 
     async fn hang(&self) {

@@ -110,8 +110,16 @@ impl Hub {
         }
     }
 
+    /// A client says that a room has arrived, or was read, up to here.
+    pub fn said(&self, socket: &Socket, room: RoomId, seq: Seq, read: bool) {
+        if let Some(seq) = socket.receipt(room, seq, read) {
+            // What has been read has arrived.
+            self.receipt(socket, room, seq, if read { seq } else { Seq::ZERO });
+        }
+    }
+
     /// A person has got further in a room. Both are cumulative; zero says nothing.
-    pub fn receipt(&self, socket: &Socket, room: RoomId, delivered: Seq, read: Seq) {
+    fn receipt(&self, socket: &Socket, room: RoomId, delivered: Seq, read: Seq) {
         let mut receipts = self.receipts.lock();
         let key = (room, socket.user);
         if receipts.steps.len() >= RECEIPTS_MAX && !receipts.steps.contains_key(&key) {

@@ -68,6 +68,9 @@ async fn start_all(
         }
         describe(hub, room, entry.info.member_count).await?;
         socket.start(room, start, visible_head, claimed);
+        for (seq, read) in socket.early_receipts(room) {
+            hub.said(socket, room, seq, read);
+        }
         strange.remove(&room);
     }
     Ok(())

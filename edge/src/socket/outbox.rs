@@ -71,6 +71,8 @@ struct State {
     joined: Vec<(RoomId, Seq)>,
     relist: bool,
     behind: bool,
+    /// Receipts for rooms whose stream has not begun; `true`: read.
+    early_receipts: Vec<(RoomId, Seq, bool)>,
     /// Holds a frame that woke nobody, and will be nudged.
     drowsy: bool,
     closing: Option<(u16, Option<u32>)>,
@@ -81,6 +83,9 @@ struct State {
     /// Whether the end of the token has been announced.
     warned: bool,
 }
+
+/// Receipts of a socket that wait for their rooms' streams; they are maxima, and a later one says as much.
+const EARLY_RECEIPTS_MAX: usize = 1_000;
 
 struct InFlight {
     command: CommandId,
@@ -580,9 +585,24 @@ impl Socket {
         state.rooms.get(&room).filter(|cursor| cursor.is_behind()).map(|cursor| (cursor.cursor(), cursor.read_at))
     }
 
-    /// A receipt's seq, lowered to what this socket was sent; `None` where there is nothing to say.
-    pub fn receipt(&self, room: RoomId, seq: Seq) -> Option<Seq> {
-        self.state.lock().rooms.get(&room).map(|cursor| cursor.receipt(seq)).filter(|seq| *seq > Seq::ZERO)
+    /// A receipt's seq, lowered to what this socket was sent; `None` where there is nothing to say. Before a room's
+    /// stream has begun it is kept until then: a client may say at once what was read while it was offline.
+    pub fn receipt(&self, room: RoomId, seq: Seq, read: bool) -> Option<Seq> {
+        let mut state = self.state.lock();
+        let place = state.rooms.get(&room);
+        let lowered = place.map(|cursor| cursor.receipt(seq)).filter(|seq| *seq > Seq::ZERO);
+        let may_come = place.is_some() || !state.live;
+        if lowered.is_none() && may_come && state.early_receipts.len() < EARLY_RECEIPTS_MAX {
+            state.early_receipts.push((room, seq, read));
+        }
+        lowered
+    }
+
+    /// What was said of a room before its stream had begun, as [`Socket::receipt`] takes it.
+    pub fn early_receipts(&self, room: RoomId) -> Vec<(Seq, bool)> {
+        let mut state = self.state.lock();
+        let early = state.early_receipts.extract_if(.., |(of, ..)| *of == room);
+        early.map(|(_, seq, read)| (seq, read)).collect()
     }
 
     /// Puts an event of history into the stream, if it is still the next one. `true`: it was this person's way out.
@@ -821,6 +841,26 @@ mod tests {
         socket.outcome(&Outcome { received_us: 7, ..outcome(None) });
         let told = waiting(&socket);
         assert!(told.len() == 1 && told[0].contains(r#""rejected""#), "{told:?}");
+    }
+
+    #[test]
+    fn what_is_said_of_a_room_before_its_stream_begins_is_kept_until_it_does() {
+        let socket = new();
+        assert_eq!(socket.receipt(ROOM, Seq(9), true), None, "before the list of rooms is known");
+        socket.follow(ROOM);
+        assert_eq!(socket.receipt(ROOM, Seq(10), false), None, "before it is compared with history");
+        socket.start(ROOM, Seq(9), Seq(10), true);
+        assert_eq!(socket.early_receipts(ROOM), [(Seq(9), true), (Seq(10), false)]);
+        assert_eq!(socket.early_receipts(ROOM), []);
+        assert_eq!(socket.receipt(ROOM, Seq(10), false), Some(Seq(9)), "lowered to what was sent");
+        for seq in 0..2_000 {
+            socket.receipt(RoomId(uuid::Uuid::from_u128(7)), Seq(seq), true);
+        }
+        assert_eq!(socket.early_receipts(RoomId(uuid::Uuid::from_u128(7))).len(), EARLY_RECEIPTS_MAX);
+        socket.go_live();
+        let stranger = RoomId(uuid::Uuid::from_u128(8));
+        assert_eq!(socket.receipt(stranger, Seq(1), true), None);
+        assert_eq!(socket.early_receipts(stranger), [], "a live socket knows its rooms");
     }
 
     #[test]

@@ -497,15 +497,10 @@ fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str, allowed
             return Some(Box::pin(send(context, socket, room, client_msg_id, content, reply_to)));
         }
         ClientFrame::Delivered { room, seq } => {
-            if let Some(seq) = socket.receipt(room, seq) {
-                hub.receipt(socket, room, seq, Seq::ZERO);
-            }
+            hub.said(socket, room, seq, false);
         }
         ClientFrame::Read { room, seq } => {
-            if let Some(seq) = socket.receipt(room, seq) {
-                // What has been seen has arrived.
-                hub.receipt(socket, room, seq, seq);
-            }
+            hub.said(socket, room, seq, true);
         }
         ClientFrame::Typing { room } => {
             if socket.follows(room) && socket.may_signal(hub.elapsed_s()) {
