@@ -66,7 +66,14 @@ for tool in "$@"; do
     cargo) have cargo || missing "Rust" "Install it through https://rustup.rs; rust-toolchain.toml names the version." ;;
     rustfmt) component fmt rustfmt ;;
     clippy) component clippy clippy ;;
-    cc) have cc || apt cc gcc libc6-dev ;; # SQLite is compiled in
+    cc) # SQLite and librdkafka are compiled in; that needs OpenSSL's headers, make and a C++ compiler too
+      have cc || apt cc gcc libc6-dev
+      have c++ || apt c++ g++
+      have make || apt make make
+      have pkg-config || apt pkg-config pkg-config
+      pkg-config --exists openssl || apt pkg-config libssl-dev
+      pkg-config --exists openssl || missing "OpenSSL's headers" "Install them (Debian: apt-get install libssl-dev)."
+      ;;
     c++) have c++ || apt c++ g++ ;; # libFuzzer is compiled in where the fuzz targets are
     java) have java || apt java openjdk-17-jdk-headless ;; # Kafka and Cassandra; 17 is what Cassandra 5 runs on
     setpriv) have setpriv || apt setpriv util-linux ;; # no engine outlives the test that started it

@@ -150,6 +150,8 @@ fn settings(node: &Node, controller: u16, controllers: &[u16], home: &Path) -> S
     let voters: Vec<String> =
         (1..).zip(controllers).map(|(id, port)| format!("{id}@127.0.0.1:{port}")).collect::<Vec<_>>();
     let (replicas, in_sync) = if controllers.len() >= 3 { (3, 2) } else { (1, 1) };
+    // A node that comes back must wait until its former self is given up.
+    let session_ms = if controllers.len() > 1 { 3_000 } else { 2_000 };
     format!(
         "process.roles=broker,controller
 node.id={id}
@@ -176,7 +178,7 @@ group.consumer.min.session.timeout.ms=3000
 group.consumer.heartbeat.interval.ms=500
 group.consumer.min.heartbeat.interval.ms=500
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
-broker.session.timeout.ms=3000
+broker.session.timeout.ms={session_ms}
 broker.heartbeat.interval.ms=500
 controller.quorum.fetch.timeout.ms=1500
 controller.quorum.election.timeout.ms=500

@@ -1,5 +1,5 @@
 //! The log port: partitioned, ordered, durable topics; consumer groups; transactions. Its laws in prose, the traits,
-//! and the engines behind them (memory, embedded). Everything above this crate is the same on every engine.
+//! and the engines behind them (memory, embedded, kafka). Everything above this crate is the same on every engine.
 //!
 //! # Laws (each is a test of the contract suite, run on every engine)
 //!
@@ -10,6 +10,7 @@
 //!    whole* by a crash, and then start again at offset 0 without committed offsets.
 //! 3. **Atomicity.** A transaction's records in all topics and its consumed offsets become visible together or never.
 //!    Nothing of an uncommitted or failed transaction is ever visible. After `Error::Unknown` it may be either.
+//!    On Kafka together means decided in one step: one topic may show it a moment before another.
 //! 4. **Fencing.** `producer(id)` ends every open transaction of the same id; commits of an older producer of that
 //!    id fail with `Error::Fenced` from then on and leave nothing.
 //! 5. **Groups.** Each partition of a group has one owner at a time; a new member or one gone brings `Assigned` and
@@ -17,10 +18,12 @@
 //! 6. **Offsets.** A group goes on where it last committed; without a commit, at the start.
 //!    `end` is the position after the last committed record: what was answered `Ok` before the call is below it.
 //! 7. **Bounds.** A full disk or a full volatile topic fails the call with `Error::Unavailable`; nothing accepted is
-//!    lost, and calls succeed again once there is room.
+//!    lost, and calls succeed again once there is room. On Kafka no topic is volatile and none is full: retention and the
+//!    brokers' disks bound them.
 
 mod broker;
 pub mod embedded;
+pub mod kafka;
 pub mod memory;
 
 use std::sync::Arc;

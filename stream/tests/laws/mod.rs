@@ -1,7 +1,7 @@
 //! The laws of the log port, each once, for every engine: `laws!(Engine)` makes a test of each. An engine's own
 //! doings (files, faults, bounds of its memory) are tested beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,11 @@ pub trait Engine: Sized + Send + 'static {
     fn log(&self) -> Arc<dyn Log>;
     /// Ends the process of the log, as far as it can, and starts it anew on what is left.
     async fn restart(self) -> Self;
+    /// Where a law repeats itself only to be more certain: one of how many rounds is enough. More than 1 where each
+    /// costs a server something.
+    const THRIFT: usize = 1;
+    /// Whether a transaction that is seen in one topic may be seen a moment later in another (law 3).
+    const TRAILS: bool = false;
 }
 
 /// Of every topic.
@@ -30,9 +35,10 @@ pub const VOLATILE_MAX_BYTES: usize = 64 * 1024;
 /// A law takes no longer than this, or something waits for ever.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-macro_rules! laws {
-    ($engine:ty) => {
-        laws! { $engine:
+/// Hands the laws that hold on every engine to a macro, after the engine.
+macro_rules! each_law {
+    ($take:ident, $engine:ty) => {
+        $take! { $engine:
             records_stand_in_the_order_of_their_append_each_once,
             a_reader_by_small_steps_sees_the_same_as_one_by_large_steps,
             an_append_of_nothing_changes_nothing,
@@ -53,10 +59,10 @@ macro_rules! laws {
             a_cancelled_poll_loses_nothing,
             a_member_that_starts_late_reads_everything_once_while_more_arrives,
             a_member_that_seeks_back_reads_again,
+            a_member_passes_what_is_no_record,
             a_position_out_of_range_is_an_error_and_not_a_reset,
             trim_forgets_what_is_below_and_nothing_else,
             a_partition_trimmed_to_its_end_goes_on_counting,
-            a_full_volatile_topic_is_unavailable_until_it_is_consumed,
             signals_never_fail_for_want_of_room,
             a_restart_keeps_what_was_promised,
             a_restart_loses_a_volatile_topic_as_a_whole_or_not_at_all,
@@ -65,6 +71,16 @@ macro_rules! laws {
             any_calls_agree_with_a_naive_model,
         }
     };
+}
+pub(crate) use each_law;
+
+/// Makes a test of each law; for engines that keep volatile topics in memory, of the law of their bound too.
+#[allow(unused_macros, reason = "an engine with a server to start makes its tests itself")]
+macro_rules! laws {
+    ($engine:ty) => {
+        crate::laws::each_law!(laws, $engine);
+        laws! { $engine: a_full_volatile_topic_is_unavailable_until_it_is_consumed, }
+    };
     ($engine:ty: $($law:ident,)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $law() {
@@ -72,6 +88,7 @@ macro_rules! laws {
         }
     )*};
 }
+#[allow(unused_imports, reason = "as above")]
 pub(crate) use laws;
 
 const EVENTS: Topic = Topic::Events;
@@ -126,6 +143,25 @@ async fn assigned(member: &mut dyn Consumer) -> (u64, Vec<Partition>) {
             return (epoch, partitions);
         }
     }
+}
+
+/// Polls two members until each has its half: what each has.
+async fn share(first: &mut dyn Consumer, second: &mut dyn Consumer) -> (Vec<Partition>, Vec<Partition>) {
+    let mut has: [BTreeSet<Partition>; 2] = Default::default();
+    while has[0].len() != PARTITIONS as usize / 2 || has[1].len() != PARTITIONS as usize / 2 {
+        let (who, polled) = tokio::select! {
+            polled = first.poll() => (0, polled.unwrap()),
+            polled = second.poll() => (1, polled.unwrap()),
+        };
+        match polled {
+            Polled::Assigned { partitions, .. } => has[who].extend(partitions),
+            Polled::Revoked(partitions) => has[who].retain(|partition| !partitions.contains(partition)),
+            Polled::Records(_) => panic!("there are none"),
+        }
+    }
+    assert!(has[0].is_disjoint(&has[1]));
+    let [first, second] = has;
+    (first.into_iter().collect(), second.into_iter().collect())
 }
 
 /// Polls until records come.
@@ -226,35 +262,47 @@ pub async fn the_end_covers_what_was_answered<E: Engine>() {
     }
 }
 
+/// How many records there are of a topic, or without one how many commands were consumed; asked again until it is as
+/// many as that where parts of a transaction may trail.
+async fn seen(log: &dyn Log, topic: Option<Topic>, least: u64, may_trail: bool) -> u64 {
+    loop {
+        let number = match topic {
+            Some(topic) => contents(log, topic, P0).await.len() as u64,
+            None => log.committed("g", Topic::Commands, P0).await.unwrap().map_or(0, |offset| offset.0),
+        };
+        if number >= least || !may_trail {
+            return number;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 pub async fn a_transaction_is_visible_as_a_whole_or_not_at_all<E: Engine>() {
-    const ROUNDS: u64 = 60;
+    let rounds = (60 / E::THRIFT) as u64;
     let engine = E::start().await;
     let log = engine.log();
-    log.append(Topic::Commands, P0, records(0..ROUNDS)).await.unwrap();
+    log.append(Topic::Commands, P0, records(0..rounds)).await.unwrap();
     let mut member = log.consumer("g", &[Topic::Commands]).await.unwrap();
     assigned(&mut *member).await;
     let watched = engine.log();
     let watcher = tokio::spawn(async move {
-        // What is read first may be older than what is read next, never newer: in either order.
-        let count = async |topic| contents(&*watched, topic, P0).await.len() as u64;
-        let consumed = async || watched.committed("g", Topic::Commands, P0).await.unwrap().map_or(0, |offset| offset.0);
+        let parts = [Some(Topic::UserEvents), Some(EVENTS), None];
         loop {
-            let (users, events) = (count(Topic::UserEvents).await, count(EVENTS).await);
-            assert!(users <= events, "user-events before events: {users} > {events}");
-            let (events, users) = (count(EVENTS).await, count(Topic::UserEvents).await);
-            assert!(events <= users, "events before user-events: {events} > {users}");
-            let (offset, users) = (consumed().await, count(Topic::UserEvents).await);
-            assert!(offset <= users, "consumed before the events: {offset} > {users}");
-            let (users, offset) = (count(Topic::UserEvents).await, consumed().await);
-            assert!(users <= offset, "events before consumed: {users} > {offset}");
-            if offset == ROUNDS {
+            // What is seen first may be older than what is seen next, never newer: in any order.
+            for (first, second) in [(0, 1), (1, 0), (0, 2), (2, 0)] {
+                let before = seen(&*watched, parts[first], 0, false).await;
+                let after = seen(&*watched, parts[second], before, E::TRAILS).await;
+                assert!(before <= after, "{:?} before {:?}: {before} > {after}", parts[first], parts[second]);
+            }
+            let offset = seen(&*watched, None, 0, false).await;
+            if offset == rounds {
                 return;
             }
             tokio::task::yield_now().await;
         }
     });
     let mut producer = log.producer("t").await.unwrap();
-    for n in 0..ROUNDS {
+    for n in 0..rounds {
         let mut transaction = transaction([(EVENTS, P0, "event"), (Topic::UserEvents, P0, "user")]);
         transaction.consumed = Some((member.member(), vec![(Topic::Commands, P0, Offset(n + 1))]));
         producer.commit(transaction).await.unwrap();
@@ -273,12 +321,17 @@ pub async fn a_transaction_answers_with_the_positions_after_its_records<E: Engin
             .await
             .unwrap();
         answer.sort();
-        let mut expected = Vec::new();
-        for (topic, partition) in touched {
-            expected.push((topic, partition, log.end(topic, partition).await.unwrap()));
-        }
+        let answered: Vec<_> = answer.iter().map(|(topic, partition, _)| (*topic, *partition)).collect();
+        let mut expected = touched;
         expected.sort();
-        assert_eq!(answer, expected);
+        assert_eq!(answered, expected);
+        for (topic, partition, position) in answer {
+            assert!(position <= log.end(topic, partition).await.unwrap(), "what was answered is below the end");
+            let rest = log.read(topic, partition, position, 1 << 20).await.unwrap();
+            assert!(rest.records.is_empty(), "a record after the position after the last one");
+            let last = log.read(topic, partition, Offset(position.0 - 1), 1 << 20).await.unwrap();
+            assert_eq!(texts(&last), ["x"]);
+        }
     }
     assert_eq!(contents(&*log, EVENTS, P0).await.len(), 6);
 }
@@ -306,7 +359,7 @@ pub async fn an_older_producer_is_fenced_and_leaves_nothing<E: Engine>() {
 pub async fn a_new_producer_waits_until_the_older_ones_are_decided<E: Engine>() {
     let engine = E::start().await;
     let log = engine.log();
-    for round in 0..40 {
+    for round in 0..40 / E::THRIFT {
         let mut older = log.producer("t").await.unwrap();
         let under_way = tokio::spawn(async move { older.commit(transaction([(EVENTS, P0, "x")])).await });
         if round % 2 == 0 {
@@ -316,7 +369,8 @@ pub async fn a_new_producer_waits_until_the_older_ones_are_decided<E: Engine>() 
         let end = log.end(EVENTS, P0).await.unwrap();
         match under_way.await.unwrap() {
             Ok(positions) => assert!(positions[0].2 <= end, "committed after it was fenced"),
-            Err(error) => assert!(matches!(error, Error::Fenced), "{error}"),
+            // Fenced between its records and its commit, a broker may not be able to say.
+            Err(error) => assert!(matches!(error, Error::Fenced | Error::Unknown(_)), "{error}"),
         }
         assert_eq!(log.end(EVENTS, P0).await.unwrap(), end);
     }
@@ -392,8 +446,7 @@ pub async fn a_member_that_leaves_hands_over_where_it_committed<E: Engine>() {
     let log = engine.log();
     let mut first = log.consumer("g", &[EVENTS]).await.unwrap();
     let mut second = log.consumer("g", &[EVENTS]).await.unwrap();
-    let (_, of_first) = assigned(&mut *first).await;
-    assigned(&mut *second).await;
+    let (of_first, _) = share(&mut *first, &mut *second).await;
     for partition in (0..PARTITIONS).map(Partition) {
         log.append(EVENTS, partition, records(["done", "seen"])).await.unwrap();
     }
@@ -467,15 +520,17 @@ pub async fn a_hand_over_never_doubles_nor_loses_what_transactions_consumed<E: E
         total
     };
     let mut workers: Vec<tokio::task::JoinHandle<Result<(), Error>>> = Vec::new();
-    let mut round = 0;
-    while total().await < COMMANDS {
+    let (mut copied, mut copied_before) = (0, 0);
+    while copied < COMMANDS {
         workers.retain(|worker| !worker.is_finished());
         if workers.len() < 3 {
             workers.push(tokio::spawn(copy(engine.log())));
-        } else if round % 5 == 0 {
+        } else if copied > copied_before {
+            // Only after some progress: where joining takes long, none would ever come to work.
             workers.remove(0).abort();
+            copied_before = copied;
         }
-        round += 1;
+        copied = total().await;
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     feeder.await.unwrap();
@@ -504,7 +559,7 @@ pub async fn groups_do_not_disturb_each_other<E: Engine>() {
 pub async fn epochs_rise_with_every_change_and_over_a_restart<E: Engine>() {
     let mut engine = E::start().await;
     let mut highest = 0;
-    for _ in 0..3 {
+    for _ in 0..3 - E::THRIFT.min(2) / 2 {
         let log = engine.log();
         for _ in 0..3 {
             let mut member = log.consumer("g", &[EVENTS]).await.unwrap();
@@ -616,6 +671,28 @@ pub async fn a_member_that_seeks_back_reads_again<E: Engine>() {
     take(&mut *member, 2).await;
     member.seek(EVENTS, P0, second);
     assert_eq!(take(&mut *member, 1).await[&(EVENTS, P0)], ["two"]);
+}
+
+pub async fn a_member_passes_what_is_no_record<E: Engine>() {
+    let engine = E::start().await;
+    let log = engine.log();
+    let mut member = log.consumer("g", &[EVENTS]).await.unwrap();
+    assigned(&mut *member).await;
+    let mut producer = log.producer("t").await.unwrap();
+    let (mut at, mut seen) = (Offset(0), Vec::new());
+    for round in ["one", "two"] {
+        producer.commit(transaction([(EVENTS, P0, round)])).await.unwrap();
+        let end = log.end(EVENTS, P0).await.unwrap();
+        while at < end {
+            for fetched in fetched(&mut *member).await.iter().filter(|fetched| fetched.partition == P0) {
+                assert_eq!(fetched.from, at);
+                at = fetched.next;
+                seen.extend(texts(fetched));
+            }
+        }
+    }
+    assert_eq!(seen, ["one", "two"]);
+    assert_eq!(at, log.end(EVENTS, P0).await.unwrap());
 }
 
 pub async fn a_position_out_of_range_is_an_error_and_not_a_reset<E: Engine>() {
@@ -734,7 +811,7 @@ pub async fn signals_never_fail_for_want_of_room<E: Engine>() {
 pub async fn a_restart_keeps_what_was_promised<E: Engine>() {
     let mut engine = E::start().await;
     let mut expected = Vec::new();
-    for round in 0..4_u64 {
+    for round in 0..(4 / E::THRIFT.min(2)) as u64 {
         let log = engine.log();
         let mut member = log.consumer("g", &[Topic::Receipts]).await.unwrap();
         assigned(&mut *member).await;
@@ -744,14 +821,17 @@ pub async fn a_restart_keeps_what_was_promised<E: Engine>() {
         committed.consumed = Some((member.member(), vec![(Topic::Receipts, P0, Offset(round + 1))]));
         producer.commit(committed).await.unwrap();
         expected.push("event");
-        drop((log, member, producer));
-
+        // Read back, as before every acknowledgement (I10): what has been seen once is seen for ever.
+        let check = async |log: Arc<dyn Log>| {
+            assert_eq!(log.partitions(), PARTITIONS);
+            assert_eq!(contents(&*log, EVENTS, P0).await, expected);
+            assert_eq!(contents(&*log, Topic::UserEvents, Partition(2)).await.len(), expected.len());
+            assert_eq!(log.committed("g", Topic::Receipts, P0).await.unwrap(), Some(Offset(round + 1)));
+        };
+        check(log).await;
+        drop((member, producer));
         engine = engine.restart().await;
-        let log = engine.log();
-        assert_eq!(log.partitions(), PARTITIONS);
-        assert_eq!(contents(&*log, EVENTS, P0).await, expected);
-        assert_eq!(contents(&*log, Topic::UserEvents, Partition(2)).await.len(), expected.len());
-        assert_eq!(log.committed("g", Topic::Receipts, P0).await.unwrap(), Some(Offset(round + 1)));
+        check(engine.log()).await;
     }
 }
 
@@ -762,6 +842,7 @@ pub async fn a_restart_loses_a_volatile_topic_as_a_whole_or_not_at_all<E: Engine
     let mut member = log.consumer("g", &[Topic::Commands]).await.unwrap();
     assigned(&mut *member).await;
     member.commit(vec![(Topic::Commands, P0, Offset(1))]).await.unwrap();
+    assert_eq!(log.committed("g", Topic::Commands, P0).await.unwrap(), Some(Offset(1)));
     let end = log.end(Topic::Commands, P0).await.unwrap();
     drop((log, member));
     let engine = engine.restart().await;
@@ -826,7 +907,8 @@ pub async fn any_calls_agree_with_a_naive_model<E: Engine>() {
         4 => (partition, any::<prop::sample::Index>(), 0..2_000_usize).prop_map(|(p, at, max)| Step::Read(p, at, max)),
         1 => Just(Step::Restart),
     ];
-    let config = ProptestConfig { failure_persistence: None, cases: 16, ..ProptestConfig::default() };
+    let config =
+        ProptestConfig { failure_persistence: None, cases: (16 / E::THRIFT) as u32, ..ProptestConfig::default() };
     let runtime = tokio::runtime::Handle::current();
     let outcome = tokio::task::spawn_blocking(move || {
         TestRunner::new(config).run(&prop::collection::vec(step, 1..40), |steps| {
@@ -837,9 +919,38 @@ pub async fn any_calls_agree_with_a_naive_model<E: Engine>() {
     outcome.await.unwrap().unwrap();
 }
 
+/// What is known of a partition: where it starts, and its records from there on.
+#[derive(Default)]
+struct Model {
+    start: Offset,
+    kept: Vec<(Option<Offset>, String)>,
+}
+
+impl Model {
+    /// Holds it against what a reader sees, which also tells where new records stand.
+    async fn compare(&mut self, log: &dyn Log, partition: Partition) {
+        let mut seen = Vec::new();
+        let mut at = log.start(EVENTS, partition).await.unwrap();
+        assert_eq!(at, self.start);
+        let end = log.end(EVENTS, partition).await.unwrap();
+        while at < end {
+            let fetched = log.read(EVENTS, partition, at, 1 << 20).await.unwrap();
+            assert!(fetched.next > at);
+            seen.extend(fetched.records.iter().map(|placed| placed.offset).zip(texts(&fetched)));
+            at = fetched.next;
+        }
+        assert_eq!(at, end);
+        assert_eq!(seen.len(), self.kept.len());
+        for ((known, text), (offset, seen)) in self.kept.iter_mut().zip(seen) {
+            assert_eq!(*text, seen);
+            assert_eq!(*known.get_or_insert(offset), offset, "a record never moves");
+        }
+    }
+}
+
 async fn agrees<E: Engine>(steps: Vec<Step>) {
     let mut engine = E::start().await;
-    let mut model: [(usize, Vec<String>); 2] = Default::default();
+    let mut model: [Model; 2] = Default::default();
     let mut number = 0;
     let mut made = |count: usize| -> Vec<String> {
         number += count;
@@ -851,41 +962,43 @@ async fn agrees<E: Engine>(steps: Vec<Step>) {
             Step::Append(partition, count) => {
                 let texts = made(count);
                 log.append(EVENTS, Partition(partition), records(&texts)).await.unwrap();
-                model[partition as usize].1.extend(texts);
+                model[partition as usize].kept.extend(texts.into_iter().map(|text| (None, text)));
             }
             Step::Commit(parts) => {
                 let mut transaction = Transaction::default();
                 for (partition, count) in parts {
                     for text in made(count) {
                         transaction.records.push((EVENTS, Partition(partition), record(&text)));
-                        model[partition as usize].1.push(text);
+                        model[partition as usize].kept.push((None, text));
                     }
                 }
                 log.producer("t").await.unwrap().commit(transaction).await.unwrap();
             }
             Step::Trim(partition, before) => {
                 log.trim(EVENTS, Partition(partition), Offset(before)).await.unwrap();
-                let (start, all) = &mut model[partition as usize];
-                *start = log.start(EVENTS, Partition(partition)).await.unwrap().0 as usize;
-                assert!(*start <= all.len() && *start >= all.len().min(before as usize));
+                let end = log.end(EVENTS, Partition(partition)).await.unwrap();
+                let Model { start, kept } = &mut model[partition as usize];
+                *start = log.start(EVENTS, Partition(partition)).await.unwrap();
+                assert!(*start <= end && *start >= end.min(Offset(before)));
+                kept.retain(|(offset, _)| offset.is_some_and(|offset| offset >= *start));
             }
             Step::Read(partition, at, max_bytes) => {
-                let (start, all) = &model[partition as usize];
-                let from = start + at.index(all.len() - start + 1);
-                let got = log.read(EVENTS, Partition(partition), Offset(from as u64), max_bytes).await.unwrap();
-                let next = got.next.0 as usize;
-                assert_eq!(texts(&got), all[from..next]);
-                assert!(next > from || next == all.len());
+                let kept = &model[partition as usize].kept;
+                let at = at.index(kept.len() + 1);
+                let end = log.end(EVENTS, Partition(partition)).await.unwrap();
+                let from = kept.get(at).and_then(|(offset, _)| *offset).unwrap_or(end);
+                let got = log.read(EVENTS, Partition(partition), from, max_bytes).await.unwrap();
+                let passed = kept[at..].iter().take_while(|(offset, _)| *offset < Some(got.next));
+                assert!(texts(&got).iter().eq(passed.map(|(_, text)| text)));
+                assert!(got.next > from || from == end);
             }
             Step::Restart => {
                 drop(log);
                 engine = engine.restart().await;
             }
         }
-        for (partition, (start, all)) in (0..).map(Partition).zip(&model) {
-            let log = engine.log();
-            assert_eq!(log.end(EVENTS, partition).await.unwrap(), Offset(all.len() as u64));
-            assert_eq!(contents(&*log, EVENTS, partition).await, all[*start..]);
+        for (partition, model) in (0..).map(Partition).zip(&mut model) {
+            model.compare(&*engine.log(), partition).await;
         }
     }
 }

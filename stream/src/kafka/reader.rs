@@ -1,0 +1,242 @@
+//! Reading outside of groups, and asking where partitions begin and end: a few clients that stand where they last read,
+//! so that whoever reads on finds the next records fetched already. Their calls block and run on threads for that.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::Message;
+use schemas::{Offset, Partition, Topic};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::client::{self, Context, fault};
+use super::transactions::list;
+use super::{Config, PATIENCE, from_raw, index};
+use crate::broker::{LaneId, size_of_record};
+use crate::{Error, Fetched, Placed};
+
+/// Group of clients that join none: librdkafka wants a name.
+const GROUP: &str = "readers";
+/// Between two looks at how far a client has got.
+const SLICE: Duration = Duration::from_millis(5);
+
+type Client = BaseConsumer<Context<()>>;
+
+impl ConsumerContext for Context<()> {}
+
+/// The clients.
+pub(super) struct Readers {
+    config: Config,
+    free: Mutex<Vec<Reader>>,
+    /// As many as there are readers.
+    turns: Semaphore,
+}
+
+struct Reader {
+    client: Client,
+    /// What it reads, where it stands, and an end that this partition has reached at least.
+    stands: Option<(LaneId, Offset, Offset)>,
+}
+
+impl Readers {
+    pub(super) fn new(config: &Config) -> Result<Self, Error> {
+        let free = (0..config.readers.max(1))
+            .map(|_| {
+                let settings = client::consumer_settings(config, &config.named(GROUP), 10);
+                let client = Client::from_config_and_context(&settings, Context::default())
+                    .map_err(|error| Error::Broken(error.to_string()))?;
+                Ok(Reader { client, stands: None })
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let turns = Semaphore::new(free.len());
+        Ok(Self { config: config.clone(), free: Mutex::new(free), turns })
+    }
+
+    /// Runs `work` with a client on a thread for blocking work: with the one that `fits`, where there is one.
+    async fn with<R: Send + 'static>(
+        self: &Arc<Self>,
+        fits: impl Fn(&Reader) -> bool + Send + 'static,
+        work: impl FnOnce(&Config, &mut Reader) -> Result<R, Error> + Send + 'static,
+    ) -> Result<R, Error> {
+        let closed = || Error::Unavailable("shutting down".into());
+        let this = Arc::clone(self);
+        // The turn goes with the work, which goes on when the caller does not.
+        let turn = self.turns.acquire().await.map_err(|_| closed())?;
+        turn.forget();
+        let blocking = tokio::task::spawn_blocking(move || {
+            let turn = Turn(&this);
+            let mut reader = {
+                let mut free = this.free.lock();
+                let place = free.iter().position(fits).unwrap_or(0);
+                if free.is_empty() {
+                    return Err(closed());
+                }
+                free.remove(place)
+            };
+            let result = work(&this.config, &mut reader);
+            // At the end: the first in line is the one that has rested longest.
+            this.free.lock().push(reader);
+            drop(turn);
+            result
+        });
+        blocking.await.map_err(|_| closed())?
+    }
+
+    /// `Log::read`, after the partition was found to exist.
+    pub(super) async fn read(self: &Arc<Self>, id: LaneId, from: Offset, max_bytes: usize) -> Result<Fetched, Error> {
+        let fits = move |reader: &Reader| reader.stands.is_some_and(|(at, position, _)| (at, position) == (id, from));
+        self.with(fits, move |config, reader| reader.read(config, id, from, max_bytes)).await
+    }
+
+    /// Start and end of a partition.
+    pub(super) async fn extent(self: &Arc<Self>, id: LaneId) -> Result<(Offset, Offset), Error> {
+        self.with(|_| false, move |config, reader| reader.extent(config, id)).await
+    }
+
+    /// Partitions of the topics, as [`super::topics::partitions`].
+    pub(super) async fn partitions(self: &Arc<Self>) -> Result<Option<u32>, Error> {
+        let asked = |config: &Config, reader: &mut Reader| {
+            let metadata = reader.client.fetch_metadata(None, PATIENCE);
+            let metadata = metadata.map_err(|error| reader.failed("read metadata", &error))?;
+            super::topics::partitions(config, &metadata)
+        };
+        self.with(|_| false, asked).await
+    }
+}
+
+/// Gives a turn back, whatever happened in it.
+struct Turn<'a>(&'a Readers);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.turns.add_permits(1);
+    }
+}
+
+impl Reader {
+    fn failed(&self, doing: &str, error: &KafkaError) -> Error {
+        fault(doing, error, &self.client.context().notes)
+    }
+
+    fn extent(&self, config: &Config, (topic, partition): LaneId) -> Result<(Offset, Offset), Error> {
+        let topic = config.topic(topic);
+        let (start, end) = patiently(|left| {
+            let extent = self.client.fetch_watermarks(&topic, index(partition), left);
+            extent.map_err(|error| self.failed("read positions", &error))
+        })?;
+        Ok((from_raw(start), from_raw(end)))
+    }
+
+    fn read(&mut self, config: &Config, id: LaneId, from: Offset, max_bytes: usize) -> Result<Fetched, Error> {
+        let (topic, partition) = id;
+        let known = self.stands.take().filter(|(at, position, _)| (*at, *position) == (id, from));
+        let until = match known {
+            Some((_, _, until)) if from < until => until,
+            _ => {
+                let (start, end) = self.extent(config, id)?;
+                if from < start || from > end {
+                    return Err(Error::OutOfRange { topic, partition, asked: from, start, end });
+                }
+                end
+            }
+        };
+        let fetched = |next, records: Vec<Placed>| Fetched { topic, partition, from, next, records: records.into() };
+        if from == until {
+            if known.is_some() {
+                self.stands = Some((id, from, until));
+            }
+            return Ok(fetched(from, Vec::new()));
+        }
+        if known.is_none() {
+            let place = list(config, &[(topic, partition, from)])?;
+            self.client.assign(&place).map_err(|error| self.failed("read", &error))?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let (mut records, mut bytes, mut next) = (Vec::new(), 0, from);
+        while next < until && (records.is_empty() || bytes < max_bytes) {
+            match self.client.poll(SLICE) {
+                Some(Ok(message)) => {
+                    let placed = super::member::placed(&message);
+                    // What was fetched for whoever stood here before.
+                    if message.topic() != config.topic(topic) || message.partition() != index(partition) {
+                        continue;
+                    }
+                    bytes += size_of_record(&placed.record);
+                    next = Offset(placed.offset.0 + 1);
+                    records.push(placed);
+                }
+                Some(Err(KafkaError::MessageConsumption(Code::AutoOffsetReset))) => {
+                    let (start, end) = self.extent(config, id)?;
+                    return Err(Error::OutOfRange { topic, partition, asked: from, start, end });
+                }
+                Some(Err(error)) => match self.failed("read", &error) {
+                    broken @ Error::Broken(_) => return Err(broken),
+                    fault => tracing::debug!(%fault, "while reading"),
+                },
+                None => next = next.max(self.position(config, id)),
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Unavailable(format!("{topic}/{partition} could not be read in time")));
+            }
+        }
+        self.stands = Some((id, next, until));
+        Ok(fetched(next, records))
+    }
+
+    /// Where the client stands, control records counted.
+    fn position(&self, config: &Config, (topic, partition): LaneId) -> Offset {
+        let positions = self.client.position().ok();
+        let found = positions.as_ref().and_then(|list| {
+            let found = list.find_partition(&config.topic(topic), index(partition))?;
+            match found.offset() {
+                rdkafka::Offset::Offset(raw) => Some(from_raw(raw)),
+                _ => None,
+            }
+        });
+        found.unwrap_or_default()
+    }
+}
+
+/// What groups have committed: a client for each group, for that is how it is asked.
+pub(super) struct Committed {
+    client: Client,
+}
+
+impl Committed {
+    pub(super) fn new(config: &Config, group: &str) -> Result<Self, Error> {
+        let settings = client::consumer_settings(config, &config.named(group), 10);
+        let client = Client::from_config_and_context(&settings, Context::default());
+        Ok(Self { client: client.map_err(|error| Error::Broken(error.to_string()))? })
+    }
+
+    /// Blocks. Waits for transactions that would change the answer.
+    pub(super) fn ask(&self, config: &Config, topic: Topic, partition: Partition) -> Result<Option<Offset>, Error> {
+        let failed = |error: KafkaError| fault("read positions", &error, &self.client.context().notes);
+        patiently(|left| {
+            let asked = list(config, &[(topic, partition, Offset(0))])?;
+            let found = self.client.committed_offsets(asked, left).map_err(failed)?;
+            let Some(found) = found.find_partition(&config.topic(topic), index(partition)) else { return Ok(None) };
+            found.error().map_err(failed)?;
+            Ok(match found.offset() {
+                rdkafka::Offset::Offset(raw) => Some(from_raw(raw)),
+                _ => None,
+            })
+        })
+    }
+}
+
+/// Asks again while the answer is that nobody can say: leaders and coordinators move.
+fn patiently<R>(mut ask: impl FnMut(Duration) -> Result<R, Error>) -> Result<R, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask(deadline.saturating_duration_since(Instant::now()).max(SLICE)) {
+            Err(Error::Unavailable(_)) if Instant::now() < deadline => thread::sleep(SLICE),
+            answer => return answer,
+        }
+    }
+}
