@@ -29,8 +29,8 @@ use super::{Config, Inner, PATIENCE, from_raw, index, to_raw};
 use crate::broker::LaneId;
 use crate::{Error, Positions, Producer, Transaction};
 
-/// Wait for delivery reports at a time.
-const SLICE: Duration = Duration::from_millis(100);
+/// Wait for delivery reports at a time: polling waits to its end also when there is one.
+const SLICE: Duration = Duration::from_millis(1);
 
 /// What has become of one transaction's records.
 #[derive(Default)]
