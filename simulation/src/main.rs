@@ -23,6 +23,7 @@ use std::sync::OnceLock;
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
@@ -91,7 +92,8 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         Some(seed) if args.child => {
             random::seed(seed);
             tracing_subscriber::fmt()
-                .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+                // What goes wrong here is meant to.
+                .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off")))
                 .with_writer(std::io::stderr)
                 .with_timer(Since(OnceLock::new()))
                 .init();
