@@ -2,7 +2,7 @@
 //! process. Settings make it start quickly and fail over quickly on a small machine; what a client can observe besides
 //! is as shipped.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -26,11 +26,15 @@ pub struct Kafka {
     nodes: Vec<Node>,
     class_path: String,
     dir: TempDir,
+    /// Names and passwords of who may come; without them everyone may.
+    users: Vec<(String, String)>,
 }
 
 struct Node {
     id: usize,
     port: u16,
+    /// Where brokers meet.
+    internal: u16,
     process: Option<Process>,
 }
 
@@ -41,20 +45,56 @@ impl Kafka {
     /// With what to do about it, where Java or a jar is missing; with the last lines of its output, where a node does
     /// not start.
     pub fn start(nodes: usize) -> anyhow::Result<Self> {
+        Self::begin(nodes, Vec::new())
+    }
+
+    /// Starts one node that wants TLS, SCRAM-SHA-512 and permission from everyone: these users (name, password) and these
+    /// rules, `principal operation type pattern name`. The user `operator` may everything. Whoever signs for the node is in
+    /// [`Kafka::authority`].
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub fn start_secured(users: &[(&str, &str)], rules: &[&str]) -> anyhow::Result<Self> {
+        let users = users.iter().map(|(name, password)| ((*name).to_owned(), (*password).to_owned())).collect();
+        let this = Self::begin(1, users)?;
+        let output = Command::new("java")
+            .args(["-Xmx128m", "-cp", &this.class_path])
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/Acls.java"))
+            .arg(format!("127.0.0.1:{}", this.nodes[0].internal))
+            .args(rules)
+            .output()?;
+        ensure!(output.status.success(), "Acls.java: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(this)
+    }
+
+    /// PEM file of who has signed the node's certificate, where it has one.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.path().join("authority.pem")
+    }
+
+    fn begin(nodes: usize, users: Vec<(String, String)>) -> anyhow::Result<Self> {
         ensure!(nodes > 0, "a cluster has at least one node");
         let began = now();
         java::need()?;
         let class_path = jars::class_path("kafka", JARS)?;
         let dir = tempfile::Builder::new().prefix("posthaste-kafka-").tempdir()?;
         std::fs::write(dir.path().join("log4j2.properties"), LOG4J)?;
-        let ports = ports::free(2 * nodes)?;
-        let (brokers, controllers) = ports.split_at(nodes);
-        let nodes = (1..).zip(brokers).map(|(id, port)| Node { id, port: *port, process: None }).collect();
-        let mut this = Self { nodes, class_path, dir };
+        let ports = ports::free(3 * nodes)?;
+        let (controllers, others) = ports.split_at(nodes);
+        let brokers = others.chunks(2).map(|ports| (ports[0], ports[1]));
+        let nodes =
+            (1..).zip(brokers).map(|(id, (port, internal))| Node { id, port, internal, process: None }).collect();
+        let mut this = Self { nodes, class_path, dir, users };
+        if !this.users.is_empty() {
+            let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+            let pair = format!("{}{}", made.signing_key.serialize_pem(), made.cert.pem());
+            std::fs::write(this.dir.path().join("node.pem"), pair)?;
+            std::fs::write(this.authority(), made.cert.pem())?;
+        }
         for (node, controller) in this.nodes.iter().zip(controllers) {
             let home = this.home(node);
             std::fs::create_dir(&home)?;
-            std::fs::write(home.join("server.properties"), settings(node, *controller, controllers, &home))?;
+            std::fs::write(home.join("server.properties"), this.settings(node, *controller, controllers))?;
         }
         this.each_node(|this, node| this.format(node))?;
         this.start_all()?;
@@ -125,6 +165,9 @@ impl Kafka {
             .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-cp", &self.class_path, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
             .arg(self.home(node).join("server.properties"))
+            .args(self.users.iter().flat_map(|(name, password)| {
+                ["--add-scram".to_owned(), format!("SCRAM-SHA-512=[name={name},password={password}]")]
+            }))
             .output()?;
         ensure!(output.status.success(), "StorageTool format: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
@@ -137,30 +180,36 @@ impl Kafka {
         })
     }
 
-    fn home(&self, node: &Node) -> PathBuf {
-        self.dir.path().join(format!("node-{}", node.id))
-    }
-}
-
-fn is_ready(written: &str) -> bool {
-    written.contains("Kafka Server started")
-}
-
-fn settings(node: &Node, controller: u16, controllers: &[u16], home: &Path) -> String {
-    let voters: Vec<String> =
-        (1..).zip(controllers).map(|(id, port)| format!("{id}@127.0.0.1:{port}")).collect::<Vec<_>>();
-    let (replicas, in_sync) = if controllers.len() >= 3 { (3, 2) } else { (1, 1) };
-    // A node that comes back must wait until its former self is given up.
-    let session_ms = if controllers.len() > 1 { 3_000 } else { 2_000 };
-    format!(
-        "process.roles=broker,controller
+    fn settings(&self, node: &Node, controller: u16, controllers: &[u16]) -> String {
+        let voters: Vec<String> =
+            (1..).zip(controllers).map(|(id, port)| format!("{id}@127.0.0.1:{port}")).collect::<Vec<_>>();
+        let (replicas, in_sync) = if controllers.len() >= 3 { (3, 2) } else { (1, 1) };
+        // A node that comes back must wait until its former self is given up.
+        let session_ms = if controllers.len() > 1 { 3_000 } else { 2_000 };
+        let security = if self.users.is_empty() {
+            String::new()
+        } else {
+            // Brokers and controller meet unauthenticated, on addresses that clients are not told.
+            format!(
+                "ssl.keystore.type=PEM
+ssl.keystore.location={}
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.clients.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:operator;User:ANONYMOUS
+",
+                self.dir.path().join("node.pem").display()
+            )
+        };
+        format!(
+            "process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=CLIENTS://127.0.0.1:{port},INTERNAL://127.0.0.1:{internal},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=CLIENTS://127.0.0.1:{port},INTERNAL://127.0.0.1:{internal}
+listener.security.protocol.map=CLIENTS:{clients},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
+inter.broker.listener.name=INTERNAL
 log.dirs={data}
 auto.create.topics.enable=false
 default.replication.factor={replicas}
@@ -185,12 +234,23 @@ controller.quorum.election.timeout.ms=500
 controller.quorum.election.backoff.max.ms=300
 log.cleaner.dedupe.buffer.size=4194304
 log.index.size.max.bytes=65536
-",
-        id = node.id,
-        voters = voters.join(","),
-        port = node.port,
-        data = home.join("data").display(),
-    )
+{security}",
+            id = node.id,
+            voters = voters.join(","),
+            port = node.port,
+            internal = node.internal,
+            clients = if self.users.is_empty() { "PLAINTEXT" } else { "SASL_SSL" },
+            data = self.home(node).join("data").display(),
+        )
+    }
+
+    fn home(&self, node: &Node) -> PathBuf {
+        self.dir.path().join(format!("node-{}", node.id))
+    }
+}
+
+fn is_ready(written: &str) -> bool {
+    written.contains("Kafka Server started")
 }
 
 /// To standard output, which goes into a file of the node's directory.

@@ -22,6 +22,8 @@ use crate::{Error, Fetched, Placed};
 
 /// Group of clients that join none: librdkafka wants a name.
 const GROUP: &str = "readers";
+/// How long a first connection may take before it is looked why it does not come about.
+const QUESTION: Duration = Duration::from_secs(2);
 /// Between two looks at how far a client has got.
 const SLICE: Duration = Duration::from_millis(5);
 
@@ -101,8 +103,11 @@ impl Readers {
     /// Partitions of the topics, as [`super::topics::partitions`].
     pub(super) async fn partitions(self: &Arc<Self>) -> Result<Option<u32>, Error> {
         let asked = |config: &Config, reader: &mut Reader| {
-            let metadata = reader.client.fetch_metadata(None, PATIENCE);
-            let metadata = metadata.map_err(|error| reader.failed("read metadata", &error))?;
+            let metadata = patiently(|left| {
+                // Not all of it at once: a connection that is refused is refused again and again meanwhile.
+                let metadata = reader.client.fetch_metadata(None, left.min(QUESTION));
+                metadata.map_err(|error| reader.refused(&error))
+            })?;
             super::topics::partitions(config, &metadata)
         };
         self.with(|_| false, asked).await
@@ -121,6 +126,25 @@ impl Drop for Turn<'_> {
 impl Reader {
     fn failed(&self, doing: &str, error: &KafkaError) -> Error {
         fault(doing, error, &self.client.context().notes)
+    }
+
+    /// Why the cluster was not reached. Only for a client that stands nowhere: it takes what waits to be polled, which is
+    /// where a connection says what is wrong with it.
+    fn refused(&self, error: &KafkaError) -> Error {
+        for _ in 0..20 {
+            match self.client.poll(SLICE) {
+                Some(Err(KafkaError::MessageConsumption(Code::Authentication | Code::SaslAuthenticationFailed))) => {
+                    return Error::Broken("the brokers refuse this user and password".into());
+                }
+                Some(Err(KafkaError::MessageConsumption(Code::SSL))) => {
+                    return Error::Broken(
+                        "no TLS with the brokers: is it they who are trusted, and do they speak it?".into(),
+                    );
+                }
+                _ => {}
+            }
+        }
+        self.failed("read metadata", error)
     }
 
     fn extent(&self, config: &Config, (topic, partition): LaneId) -> Result<(Offset, Offset), Error> {
