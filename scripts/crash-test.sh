@@ -2,7 +2,8 @@
 # Kills the server with -9 while loadtest --verify runs, and starts it again on the same directory. Exit status:
 # loadtest's, which is 0 only if every promise held; or not 0 if the server did not come back or did not stop in order.
 #
-# Variables: DURATION (seconds), KILLS, USERS, ROOMS, RATE (sends/s), BIN (directory of the binaries).
+# Variables: DURATION (seconds), KILLS, USERS, ROOMS, RATE (sends/s), BIN (directory of the binaries), KAFKA=1 (the log on
+# Kafka).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

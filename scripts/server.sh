@@ -1,6 +1,6 @@
 # For scripts that need a server of their own: sourced, with BIN naming the directory of the binaries. Everything is on
 # loopback, on ports that are free, with its data in a new directory that goes away with the script. With TLS=1 clients
-# reach it over https and trust its certificate by "${trust[@]}".
+# reach it over https and trust its certificate by "${trust[@]}"; with KAFKA=1 its log is on a Kafka of its own.
 
 work=$(mktemp -d)
 
@@ -18,6 +18,12 @@ if [ "${TLS:-0}" = 1 ]; then
   url=https://localhost:$port
   trust=(--ca "$work/cert.pem")
   tls=(--tls-cert "$work/cert.pem" --tls-key "$work/key.pem")
+fi
+
+if [ "${KAFKA:-0}" = 1 ]; then
+  coproc engines { TMPDIR=$work exec "$BIN/engines" kafka; }
+  read -r POSTHASTE_KAFKA__BOOTSTRAP <&"${engines[0]}" || { echo "no Kafka" && exit 1; } >&2
+  export POSTHASTE_KAFKA__BOOTSTRAP POSTHASTE_KAFKA__REPLICATION=1 POSTHASTE_KAFKA__MIN_IN_SYNC=1
 fi
 
 start_server() { # further flags…

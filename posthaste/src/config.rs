@@ -13,7 +13,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::retention;
+use crate::{kafka, retention};
 
 /// Prefix of the variables. `POSTHASTE_ADMIN_LISTEN` is `admin_listen`; two underscores step into a table.
 const PREFIX: &str = "POSTHASTE_";
@@ -112,7 +112,10 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Other issuers whose tokens are taken: name to JWKS file or URL. `edge.issuers` takes the audience as well.
     pub issuers: BTreeMap<String, String>,
-    /// How much of the log is kept.
+    /// The log on Kafka; without this it is in the directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<kafka::Settings>,
+    /// How much of the log is kept, where it is in the directory.
     pub retention: retention::Config,
     /// The store's own.
     pub store: store::sqlite::Config,
@@ -153,6 +156,7 @@ impl Default for Settings {
             log: "info".to_owned(),
             log_format: LogFormat::Auto,
             issuers: BTreeMap::new(),
+            kafka: None,
             retention: retention::Config::default(),
             store: store::sqlite::Config::default(),
             ingest: ingest::Config::default(),
@@ -202,6 +206,9 @@ impl Settings {
         }
         if let Err(error) = EnvFilter::try_new(&self.log) {
             return Err(Error(format!("log = {:?}: {error}", self.log)));
+        }
+        if let Some(kafka) = &self.kafka {
+            kafka.validate().map_err(|error| Error(format!("kafka: {error}")))?;
         }
         self.retention.validate().map_err(|error| Error(format!("retention: {error}")))?;
         self.store.validate().map_err(|error| Error(format!("store: {error}")))?;

@@ -4,6 +4,7 @@ mod admin;
 mod chat;
 mod config;
 mod issuers;
+mod kafka;
 mod lag;
 mod operator;
 mod readers;

@@ -21,7 +21,8 @@ use schemas::{Clock, EdgeId, Entropy, Partition, Topic};
 use store::Store;
 use store::sqlite::SqliteStore;
 use stream::Log;
-use stream::embedded::EmbeddedLog;
+use stream::embedded::{DirLock, EmbeddedLog};
+use stream::kafka::KafkaLog;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -71,6 +72,18 @@ fn prepare_directory(data: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("can't make the data directory {}", data.display()))
 }
 
+/// The log, and the lock on the data directory where the log does not hold it itself: the store is there in any case.
+async fn open_log(settings: &Settings, registry: &Registry) -> anyhow::Result<(Arc<dyn Log>, Option<DirLock>)> {
+    let Some(kafka) = &settings.kafka else {
+        let metrics = stream::embedded::Metrics::new(registry)?;
+        let log = EmbeddedLog::open(&settings.data, stream::embedded::Config::default(), metrics);
+        return Ok((Arc::new(log.context("can't open the log")?), None));
+    };
+    let lock = DirLock::take(&settings.data).context("can't use the data directory")?;
+    let log = KafkaLog::connect(kafka.config()?).await.context("can't reach the log")?;
+    Ok((Arc::new(log), Some(lock)))
+}
+
 async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("can't listen to signals")?;
     let registry = Registry::new();
@@ -87,15 +100,10 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     let tls = certificate.as_ref().map(Certificate::tls);
     let scheme = if tls.is_some() { "https" } else { "http" };
     let (url, admin_url) = (url_of(scheme, &listener)?, url_of("http", &admin_listener)?);
-    let log = EmbeddedLog::open(
-        &settings.data,
-        stream::embedded::Config::default(),
-        stream::embedded::Metrics::new(&registry)?,
-    )
-    .context("can't open the log")?;
+    let (log, _lock) = open_log(&settings, &registry).await?;
     log.create(settings.partitions).await.context("can't use the log")?;
     let store = SqliteStore::open(&settings.data, &settings.store, &registry).context("can't open the store")?;
-    let (log, store): (Arc<dyn Log>, Arc<dyn Store>) = (Arc::new(log), Arc::new(store));
+    let store: Arc<dyn Store> = Arc::new(store);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
 
@@ -143,7 +151,9 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     roles.start("archiver", |stop| async move { Ok(archiver.run(stop).await?) });
     roles.start("fanout", |stop| async move { Ok(fanout_worker.run(stop).await?) });
     roles.start("ingest", |stop| async move { Ok(ingest::run(ingest, ingest_config, ingest_metrics, stop).await?) });
-    roles.start("retention", |stop| until_stopped(stop, retention.run()));
+    if settings.kafka.is_none() {
+        roles.start("retention", |stop| until_stopped(stop, retention.run()));
+    }
     roles.start("lag", |stop| until_stopped(stop, lag.run()));
     let (its_hub, its_app) = (hub.clone(), app.clone());
     let attached = hub.clone();

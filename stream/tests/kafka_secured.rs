@@ -1,6 +1,5 @@
 //! The log on a Kafka that wants TLS, a name with its password, and permission for everything: each role has what it
 //! needs and no more.
-#![expect(clippy::unwrap_used, reason = "a test stops where something goes wrong")]
 
 use engines::kafka::Kafka;
 use schemas::{Offset, Partition, Topic};
