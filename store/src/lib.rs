@@ -1,5 +1,5 @@
 //! The store port: the rows that people read, one trait per aggregate, and the engines behind them (memory,
-//! sqlite; their files have the names of the aggregates). Everything above this crate is the same on every engine.
+//! sqlite, cassandra; their files have the names of the aggregates). Everything above this crate is the same on every engine.
 //!
 //! # Laws (each is a test of the contract suite, run on every engine)
 //!
@@ -14,6 +14,7 @@
 
 pub mod accounts;
 pub mod archive;
+pub mod cassandra;
 pub mod devices;
 pub mod keys;
 pub mod memory;

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod archive;
+mod cassandra;
 mod devices;
 mod forms;
 mod keys;
@@ -14,6 +15,7 @@ mod shut_outs;
 
 use std::sync::Arc;
 
+use cassandra::Cassandra;
 use prometheus::Registry;
 use store::Store;
 use store::memory::MemoryStore;
@@ -143,4 +145,4 @@ macro_rules! laws {
     )*};
 }
 
-laws!(Memory as memory, Sqlite as sqlite);
+laws!(Memory as memory, Sqlite as sqlite, Cassandra as on_cassandra);

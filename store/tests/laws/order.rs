@@ -193,7 +193,7 @@ async fn everything(store: &dyn Store) -> Vec<String> {
 }
 
 pub fn any_order_repetition_and_splitting_of_batches_ends_in_the_same_rows<E: Engine>() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
     let judged = TestRunner::new(config).run(&scrambled(), |(in_order, scrambled)| {
         runtime.block_on(async {
