@@ -55,7 +55,9 @@ check() { # in this directory
         entry = (list == file ? "" : stem "::") law ","
         while ((getline line < list) > 0) {
           sub(/^[ \t]+/, "", line)
-          if (line ~ /^laws! \{/) inside = 1
+          # A list on one line, the laws of it after the engine.
+          if (line ~ /^laws! \{.*\}$/ && index(line, " " law ",")) { close(list); return 1 }
+          if (line ~ /^(laws|\$take)! \{/) inside = 1
           else if (line ~ /^\}/) inside = 0
           else if (inside && line == entry) { close(list); return 1 }
         }

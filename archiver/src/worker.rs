@@ -130,7 +130,8 @@ impl Worker {
         let (log, store) = (&self.history.deps.log, &self.history.deps.store);
         let mut positions = Positions::default();
         for topic in TOPICS {
-            let progress = always("read the archive's progress", || store.progress(topic, partition)).await;
+            let progress =
+                always(&self.history, "read the archive's progress", || store.progress(topic, partition)).await;
             let start = insist("find the log's start", || log.start(topic, partition)).await?;
             let end = insist("find the log's end", || log.end(topic, partition)).await?;
             if !(start..=end).contains(&progress) {
@@ -219,7 +220,7 @@ impl Worker {
         }
         if !cold.is_empty() {
             let cold: Vec<RoomId> = cold.into_iter().collect();
-            let rooms = always("load cold rooms", || store.rooms(&cold)).await;
+            let rooms = always(&self.history, "load cold rooms", || store.rooms(&cold)).await;
             base.rooms = rooms.into_iter().map(|info| (info.id, info)).collect();
         }
         let mut needs = Needs::default();
@@ -230,14 +231,16 @@ impl Worker {
         }
         let standings = needs.standings.into_iter().map(|(user, rooms)| async move {
             let rooms: Vec<RoomId> = rooms.into_iter().collect();
-            let standings = always("load standings", || store.standings(user, &rooms)).await;
+            let standings = always(&self.history, "load standings", || store.standings(user, &rooms)).await;
             standings.into_iter().map(|(room, member)| ((room, user), member)).collect::<Vec<_>>()
         });
         let standings: Vec<_> = futures_util::stream::iter(standings).buffer_unordered(LOADS).collect().await;
         base.standings = standings.into_iter().flatten().collect();
         for (room, (first, last)) in needs.replayed {
             let count = usize::try_from(last.0 - first.0 + 1).unwrap_or(usize::MAX);
-            let events = always("load events", || store.events(room, first.prev(), last.next(), count, false)).await;
+            let events =
+                always(&self.history, "load events", || store.events(room, first.prev(), last.next(), count, false))
+                    .await;
             base.hashes.extend(events.into_iter().map(|event| ((room, event.seq), event.hash)));
         }
         base
@@ -365,12 +368,13 @@ where
 }
 
 /// Does something of the store until it succeeds: without it there is nothing else to do.
-async fn always<T, F>(what: &'static str, call: impl Fn() -> F) -> T
+async fn always<T, F>(history: &History, what: &'static str, call: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, store::Error>>,
 {
     loop {
-        if let Ok(done) = retry(what, |_| false, &call).await {
+        let call = async || call().await.inspect_err(|_| history.failed());
+        if let Ok(done) = retry(what, |_| false, call).await {
             return done;
         }
     }

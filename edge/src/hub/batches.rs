@@ -26,7 +26,7 @@ enum Due {
     Event(Arc<Event>, Arc<Vec<Arc<Socket>>>, Option<Arc<Socket>>),
     Frame(bytes::Bytes, Vec<Arc<Socket>>),
     Receipt(bytes::Bytes, Vec<Arc<Socket>>),
-    Joined(Arc<UserEvent>, Vec<Arc<Socket>>),
+    Listing(Arc<UserEvent>, Vec<Arc<Socket>>),
     Outcome(Arc<Outcome>, Arc<Socket>),
 }
 
@@ -82,8 +82,8 @@ impl Hub {
                 }
             }
             Item::User(event) => {
-                if let (RoomEntry::Joined, Some(user)) = (event.entry, state.users.get(&event.user)) {
-                    due.push(Due::Joined(event, user.sockets.clone()));
+                if let Some(user) = state.users.get(&event.user) {
+                    due.push(Due::Listing(event, user.sockets.clone()));
                 }
             }
             Item::Receipt(receipt) => state.gather_receipt(&receipt, due),
@@ -134,9 +134,12 @@ impl Hub {
                 let drowsy = sockets.into_iter().filter(|socket| socket.push_drowsily(frame.clone()));
                 self.drowsy.lock().extend(drowsy);
             }
-            Due::Joined(event, sockets) => {
+            Due::Listing(event, sockets) => {
                 for socket in sockets {
-                    socket.room_joined(event.room, event.seq);
+                    match event.entry {
+                        RoomEntry::Joined => socket.room_joined(event.room, event.seq),
+                        RoomEntry::Left => socket.room_left(event.room, event.seq),
+                    }
                 }
             }
             Due::Outcome(outcome, socket) => {

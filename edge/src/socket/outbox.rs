@@ -490,6 +490,17 @@ impl Socket {
         self.wake.notify_one();
     }
 
+    /// A room has gone from this person's list. Where the socket neither follows it nor has followed it up to there, they
+    /// may have been in it for so short a time that no list had it: they are to be told all the same.
+    pub fn room_left(&self, room: RoomId, seq: Seq) {
+        let mut state = self.state.lock();
+        let told = state.rooms.contains_key(&room) || state.ended.get(&room).is_some_and(|ended| *ended >= seq);
+        if !told && self.wants(room) {
+            state.relist = true;
+            self.wake.notify_one();
+        }
+    }
+
     /// The list of rooms has to be read again.
     pub fn relist(&self) {
         self.state.lock().relist = true;
@@ -841,6 +852,22 @@ mod tests {
         socket.outcome(&Outcome { received_us: 7, ..outcome(None) });
         let told = waiting(&socket);
         assert!(told.len() == 1 && told[0].contains(r#""rejected""#), "{told:?}");
+    }
+
+    #[test]
+    fn a_room_that_goes_from_the_list_and_was_never_followed_has_it_read_again() {
+        let socket = new();
+        socket.room_left(ROOM, Seq(6));
+        assert!(socket.take_news().1);
+        socket.follow(ROOM);
+        socket.room_left(ROOM, Seq(7));
+        assert!(!socket.take_news().1, "its own stream tells");
+        let other = RoomId(uuid::Uuid::from_u128(9));
+        socket.ended_before(other, Seq(8));
+        socket.room_left(other, Seq(8));
+        assert!(!socket.take_news().1, "it has told");
+        socket.room_left(other, Seq(9));
+        assert!(socket.take_news().1);
     }
 
     #[test]
