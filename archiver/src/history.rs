@@ -59,6 +59,10 @@ struct Slot {
     reached: watch::Sender<Option<Reached>>,
 }
 
+/// The worker looks at the store's progress every second; after twice that readers look themselves. A store is away for
+/// longer when it comes back with less.
+const SURE_FOR_MS: u64 = 2_000;
+
 /// What history and worker share.
 pub(crate) struct History {
     pub deps: Deps,
@@ -86,6 +90,8 @@ pub(crate) struct History {
     failures: AtomicU64,
     /// As many of them as there had been when its progress was last found to be as it should.
     cleared: AtomicU64,
+    /// When that was, ms on the monotonic clock: a process that stands still for a while does not see calls fail.
+    sure_ms: AtomicU64,
 }
 
 /// A room on its way into an answer.
@@ -145,6 +151,7 @@ impl History {
             breaks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             cleared: AtomicU64::new(0),
+            sure_ms: AtomicU64::new(0),
             deps,
             config,
             metrics,
@@ -259,7 +266,8 @@ impl History {
         work: impl Future<Output = Result<T, store::Error>>,
     ) -> Result<T, Unavailable> {
         let _permit = self.reads.acquire().await.map_err(|_| Unavailable)?;
-        if self.cleared.load(Ordering::Relaxed) < self.failures.load(Ordering::Relaxed) {
+        let failed = self.cleared.load(Ordering::Relaxed) < self.failures.load(Ordering::Relaxed);
+        if failed || self.elapsed_ms().saturating_sub(self.sure_ms.load(Ordering::Relaxed)) > SURE_FOR_MS {
             self.make_sure().await?;
         }
         self.metrics.store_reads.with_label_values(&[rows]).inc();
@@ -270,11 +278,15 @@ impl History {
         })
     }
 
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.deps.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Whether the store holds what was archived. One that was away may have come back with less: what was let go of
     /// here would be missing in answers.
     pub(crate) async fn make_sure(&self) -> Result<(), Unavailable> {
         // What fails meanwhile is not cleared by this look.
-        let failures = self.failures.load(Ordering::Relaxed);
+        let (failures, looked_ms) = (self.failures.load(Ordering::Relaxed), self.elapsed_ms());
         for (partition, reached) in self.owned() {
             for topic in plan::TOPICS {
                 let progress = self.deps.store.progress(topic, partition).await.map_err(|_| {
@@ -288,6 +300,7 @@ impl History {
             }
         }
         self.cleared.fetch_max(failures, Ordering::Relaxed);
+        self.sure_ms.fetch_max(looked_ms, Ordering::Relaxed);
         Ok(())
     }
 

@@ -264,6 +264,28 @@ async fn after_any_failed_call_a_store_that_has_come_back_with_less_is_not_answe
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_standing_still_a_store_that_has_come_back_with_less_is_not_answered_from() {
+    let config = Config { room_cache_max_bytes: 1, hint_interval_ms: 3_600_000, ..Config::default() };
+    let mut world = World::new(config).await;
+    let running = world.start();
+    talk(&mut world, 4).await;
+    world.settle(&running).await;
+    let older = world.store.archived();
+    world.say(room(1), user(0), "five").await;
+    world.settle(&running).await;
+    // As a process that was stopped sees it: no call has failed, and it is later.
+    world.store.lose_since(older);
+    world.clock.advance(Duration::from_secs(3));
+    let answered = loop {
+        match world.page(&running, user(0), room(1), PageFrom::Newest, 50).await {
+            Ok(page) => break page.unwrap(),
+            Err(Unavailable) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    assert_eq!((seqs(&answered.events), answered.head_seq), (vec![1, 2, 3, 4, 5], Seq(5)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn settled_means_in_the_store_at_once() {
     let mut world = World::new(Config { flush_interval_ms: 3_600_000, ..Config::default() }).await;
     let running = world.start();
