@@ -75,6 +75,7 @@ async fn every_mutant_is_found_and_named() {
         (Mutant::CorruptOne, "breach: wrong_body: "),
         (Mutant::AcceptWithoutStoring, "breach: seq_reused: "),
         (Mutant::ForgetHistory, "breach: lost: "),
+        (Mutant::ForgetRoom, "breach: room_unlisted: "),
     ];
     for (mutant, name) in mutants {
         let (code, out, err) = run(mutant, &SMALL).await;

@@ -235,13 +235,13 @@ async fn a_long_trim_holds_up_nobody() {
     let log = open(&dir, Config::default());
     log.create(2).await.unwrap();
     // More rows than one step deletes: each append alone makes one.
-    for _ in 0..2_300 {
+    for _ in 0..8_050 {
         log.append(EVENTS, P0, vec![record("x")]).await.unwrap();
     }
     let order = parking_lot::Mutex::new(Vec::new());
     tokio::join!(
         async {
-            log.trim(EVENTS, P0, Offset(2_250)).await.unwrap();
+            log.trim(EVENTS, P0, Offset(8_000)).await.unwrap();
             order.lock().push("trimmed");
         },
         async {

@@ -34,6 +34,7 @@ pub enum Mutant {
     CorruptOne,
     AcceptWithoutStoring,
     ForgetHistory,
+    ForgetRoom,
     RejectEverything,
 }
 
@@ -45,6 +46,8 @@ struct Room {
     /// Which socket sent which event under which id.
     sent: HashMap<(UserId, CommandId), (usize, SessionId)>,
     members: Vec<UserId>,
+    /// How far each has come.
+    delivered: HashMap<UserId, Seq>,
 }
 
 #[derive(Default)]
@@ -79,7 +82,7 @@ impl Room {
     }
 
     fn new(room: RoomId, owner: UserId, members: &[UserId]) -> Self {
-        let mut new = Self { events: Vec::new(), sent: HashMap::new(), members: Vec::new() };
+        let mut new = Self { events: Vec::new(), sent: HashMap::new(), members: Vec::new(), delivered: HashMap::new() };
         let at = Timestamp(1_763_715_600_007);
         let changed = RoomChanged { created: true, ..RoomChanged::default() };
         new.push(|seq, id| EventView::Room { room, seq, id, at, by: owner, changed });
@@ -165,6 +168,17 @@ impl Server {
                 let room = RoomId::direct(caller, other);
                 state.rooms.insert(room, Room::new(room, caller, &[other]));
                 (200, json!({"id": room, "head_seq": 3}))
+            }
+            ("GET", ["rooms"]) => {
+                let caller = caller.unwrap();
+                let own = state.rooms.iter().filter(|(_, room)| room.members.contains(&caller));
+                let item = |(id, room): (&RoomId, &Room)| {
+                    let delivered = room.delivered.get(&caller).copied().unwrap_or_default();
+                    let me = json!({"delivered_seq": delivered, "read_seq": 0});
+                    json!({"id": id, "head_seq": room.events.len(), "me": me})
+                };
+                let forgotten = usize::from(self.mutant == Mutant::ForgetRoom);
+                (200, json!({"items": own.map(item).skip(forgotten).collect::<Vec<_>>(), "next_cursor": null}))
             }
             ("GET", ["rooms", of]) => (200, json!({"id": of, "head_seq": state.rooms[&room(of)].events.len()})),
             ("POST", ["rooms", of, "messages"]) => {
@@ -272,9 +286,14 @@ impl Server {
     }
 
     fn handle(&self, user: UserId, session: SessionId, text: &str, out: &mut Vec<String>) {
-        let ClientFrame::Send { room, client_msg_id, content, .. } = serde_json::from_str(text).unwrap() else {
-            return;
-        };
+        let frame = serde_json::from_str(text).unwrap();
+        if let ClientFrame::Delivered { room, seq } = frame
+            && let Some(room) = self.state.lock().rooms.get_mut(&room)
+        {
+            let delivered = room.delivered.entry(user).or_default();
+            *delivered = seq.max(*delivered);
+        }
+        let ClientFrame::Send { room, client_msg_id, content, .. } = frame else { return };
         if self.mutant == Mutant::RejectEverything {
             let code = schemas::outcome::RejectCode::TooLarge;
             let frame = Control::Rejected { client_msg_id, room, code, detail: String::new(), retry_after_ms: None };
