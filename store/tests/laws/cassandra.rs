@@ -80,13 +80,10 @@ async fn make(config: &Config) -> Keyspace {
 }
 
 impl Keyspace {
+    /// Also of tables without rows: deleted ones leave their versions behind, which rows of the next law would lose to.
     async fn clear(&self) {
         for table in &self.tables {
-            let full_name = format!("{}.{table}", self.name);
-            let any = self.ask(&format!("SELECT * FROM {full_name} LIMIT 1")).await;
-            if any.into_rows_result().unwrap().rows_num() > 0 {
-                self.ask(&format!("TRUNCATE {full_name}")).await;
-            }
+            self.ask(&format!("TRUNCATE {}.{table}", self.name)).await;
         }
     }
 
