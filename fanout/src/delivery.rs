@@ -59,10 +59,13 @@ struct Place {
 }
 
 impl Delivery {
-    /// Brings an edge in, as if it had never been here.
-    pub fn attach(&mut self, edge: EdgeId) {
+    /// Brings an edge in, as if it had never been here. Who owns the live slices it hears at once: it may have come
+    /// after they went live, and be registered with the owner before us.
+    pub fn attach(&mut self, edge: EdgeId) -> Vec<Addressed> {
         self.detach(edge);
         self.attached.insert(edge);
+        let live = self.slices.iter_mut().filter(|(_, slice)| slice.live);
+        live.map(|((lane, partition), slice)| slice.announce(edge, *lane, *partition)).collect()
     }
 
     /// Takes an edge out.
@@ -115,10 +118,7 @@ impl Delivery {
         for ((lane, partition), slice) in &mut self.slices {
             if !slice.live && slice.position >= slice.settled_at {
                 slice.live = true;
-                for edge in &self.attached {
-                    slice.places.insert(*edge, Place { to: slice.position, registered: false });
-                    news.push((*edge, slice.batch(*lane, *partition, slice.position, slice.position, Vec::new())));
-                }
+                news.extend(self.attached.iter().map(|edge| slice.announce(*edge, *lane, *partition)));
             }
         }
         news
@@ -209,6 +209,13 @@ impl Delivery {
 }
 
 impl Slice {
+    /// Tells an edge of our epoch by an empty batch.
+    fn announce(&mut self, edge: EdgeId, lane: Lane, partition: Partition) -> Addressed {
+        let at = self.position;
+        self.places.insert(edge, Place { to: at, registered: false });
+        (edge, self.batch(lane, partition, at, at, Vec::new()))
+    }
+
     fn batch(&self, lane: Lane, partition: Partition, from: Offset, to: Offset, items: Vec<Item>) -> Batch {
         Batch { epoch: self.epoch, lane, partition, from, to, items }
     }

@@ -408,11 +408,13 @@ impl Worker {
                 Request::Attach(edge, answer) => {
                     let id = edge.id();
                     self.detach(id);
-                    self.delivery.attach(id);
+                    let news = self.delivery.attach(id);
                     self.edges.insert(id, edge);
                     tracing::info!(edge = %id, "an edge is attached");
-                    // Whoever no longer waits needs no answer; so below.
-                    let _ = answer.send(());
+                    if self.deliver(news).await.is_empty() {
+                        // Whoever no longer waits needs no answer; so below.
+                        let _ = answer.send(());
+                    }
                 }
                 Request::Detach(edge) => self.detach(edge),
                 Request::Unregister(edge, lane, partition, keys) => {

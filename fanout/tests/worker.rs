@@ -216,6 +216,16 @@ async fn each_new_owner_tells_every_edge_of_its_epoch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edge_that_is_attached_after_the_take_over_is_told_of_the_epoch_as_well() {
+    let (_log, running, edge) = started().await;
+    let epoch = follow(&running, &edge, room(1)).await.epoch;
+    let late = Edge::new(2);
+    running.handle.attach(Arc::clone(&late) as _).await.unwrap();
+    let told: Vec<_> = late.taken().iter().map(|batch| (batch.epoch, batch.lane)).collect();
+    assert_eq!(told, [(epoch, Lane::Rooms), (epoch, Lane::Users)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_partition_of_another_owner_is_unavailable() {
     let log = log_of(2).await;
     let (one, two) = (Running::start(Arc::clone(&log) as _), Running::start(Arc::clone(&log) as _));

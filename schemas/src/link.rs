@@ -34,7 +34,7 @@ pub enum Lane {
 pub struct Batch {
     /// Epoch of the partition's owner: an edge listens to the highest that it has registered with. A higher one tells
     /// of a new owner, which knows nothing of this edge's interest: register again. Each new owner says so by an empty
-    /// batch to every edge attached.
+    /// batch to every edge attached, and to each that is attached later.
     pub epoch: u64,
     /// Whose positions `from` and `to` are.
     pub lane: Lane,
