@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use archiver::{Config, Error};
 use common::watched::Mishap;
-use common::{PARTITIONS, World, room, seqs, user};
+use common::{PARTITIONS, Running, World, room, seqs, user};
 use schemas::dead_letter::DeadLetter;
 use schemas::event::EventKind;
 use schemas::link::{Lane, PageFrom, PageQuery, Unavailable};
@@ -239,6 +239,17 @@ async fn who_is_back_goes_on_where_an_earlier_stay_was_left_off() {
     }
 }
 
+/// Asks until there is an answer: it has all five events of the room.
+async fn five_are_answered(world: &World, running: &Running) {
+    let answered = loop {
+        match world.page(running, user(0), room(1), PageFrom::Newest, 50).await {
+            Ok(page) => break page.unwrap(),
+            Err(Unavailable) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    assert_eq!((seqs(&answered.events), answered.head_seq), (vec![1, 2, 3, 4, 5], Seq(5)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_any_failed_call_a_store_that_has_come_back_with_less_is_not_answered_from() {
     let mut world = World::new(Config { room_cache_max_bytes: 1, ..Config::default() }).await;
@@ -254,13 +265,7 @@ async fn after_any_failed_call_a_store_that_has_come_back_with_less_is_not_answe
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     world.store.lose_since(older);
-    let answered = loop {
-        match world.page(&running, user(0), room(1), PageFrom::Newest, 50).await {
-            Ok(page) => break page.unwrap(),
-            Err(Unavailable) => tokio::time::sleep(Duration::from_millis(1)).await,
-        }
-    };
-    assert_eq!((seqs(&answered.events), answered.head_seq), (vec![1, 2, 3, 4, 5], Seq(5)));
+    five_are_answered(&world, &running).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,13 +281,7 @@ async fn after_standing_still_a_store_that_has_come_back_with_less_is_not_answer
     // As a process that was stopped sees it: no call has failed, and it is later.
     world.store.lose_since(older);
     world.clock.advance(Duration::from_secs(3));
-    let answered = loop {
-        match world.page(&running, user(0), room(1), PageFrom::Newest, 50).await {
-            Ok(page) => break page.unwrap(),
-            Err(Unavailable) => tokio::time::sleep(Duration::from_millis(1)).await,
-        }
-    };
-    assert_eq!((seqs(&answered.events), answered.head_seq), (vec![1, 2, 3, 4, 5], Seq(5)));
+    five_are_answered(&world, &running).await;
 }
 
 #[tokio::test(start_paused = true)]
