@@ -34,6 +34,8 @@ struct Directory {
     fanouts: BTreeMap<ProcessId, Arc<fanout::Handle>>,
     histories: BTreeMap<ProcessId, Arc<dyn HistoryPort>>,
     edges: BTreeMap<ProcessId, Arc<Hub>>,
+    /// Edges that are being brought in at a fanout, and whether a batch was lost since the last try began.
+    coming: BTreeMap<(ProcessId, ProcessId), bool>,
 }
 
 impl Links {
@@ -83,27 +85,46 @@ impl Links {
 
     /// Brings an edge in at a fanout, as soon as the way between them is free.
     fn bring_in(self: &Arc<Self>, fanout: ProcessId, edge: ProcessId, again: bool) {
+        if self.state.lock().coming.insert((fanout, edge), true).is_some() {
+            return;
+        }
         let links = Arc::clone(self);
         self.around.tasks.spawn(WORLD, async move {
-            loop {
-                let (handle, hub) = {
-                    let state = links.state.lock();
-                    match (state.fanouts.get(&fanout), state.edges.get(&edge)) {
-                        (Some(handle), Some(hub)) => (Arc::clone(handle), Arc::clone(hub)),
-                        _ => return,
-                    }
-                };
+            while let Some((handle, hub)) = links.next_try(fanout, edge) {
                 let port = LinkedEdge { links: Arc::clone(&links), fanout, edge, hub: Arc::clone(&hub) };
                 if links.call(edge, fanout, handle.attach(Arc::new(port))).await.is_ok() {
                     if again {
                         links.around.saw("link: edge attached again");
                     }
                     hub.link_was_lost();
-                    return;
+                    if links.is_in(fanout, edge) {
+                        return;
+                    }
                 }
                 sleep(ATTACH_AGAIN).await;
             }
         });
+    }
+
+    /// Both ends, if they still live: then what is lost from now on counts.
+    fn next_try(&self, fanout: ProcessId, edge: ProcessId) -> Option<(Arc<fanout::Handle>, Arc<Hub>)> {
+        let mut state = self.state.lock();
+        let ends = state.fanouts.get(&fanout).cloned().zip(state.edges.get(&edge).cloned());
+        match ends {
+            Some(_) => state.coming.insert((fanout, edge), false),
+            None => state.coming.remove(&(fanout, edge)),
+        };
+        ends
+    }
+
+    /// Whether nothing was lost since the last try began, which then is the last one.
+    fn is_in(&self, fanout: ProcessId, edge: ProcessId) -> bool {
+        let mut state = self.state.lock();
+        let is_in = state.coming.get(&(fanout, edge)) == Some(&false);
+        if is_in {
+            state.coming.remove(&(fanout, edge));
+        }
+        is_in
     }
 
     /// A call from one process to another.
