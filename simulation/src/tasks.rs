@@ -15,6 +15,9 @@ use crate::dice::Dice;
 /// Polls before the runtime has its turn: connections of the HTTP clients are tasks of its own.
 const BURST: usize = 32;
 
+/// A schedule that has not ended after so many polls turns in circles: some thousands are usual.
+const POLLS_MAX: u64 = 20_000_000;
+
 /// A process, by number; 0 is the world around them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProcessId(pub u32);
@@ -185,6 +188,7 @@ impl Tasks {
             };
             let id = state.ready.swap_remove(*at);
             state.polls += 1;
+            assert!(state.polls <= POLLS_MAX, "no end after {POLLS_MAX} polls");
             state.trace = checker::digest(&[&state.trace.to_be_bytes(), &id.to_be_bytes()]);
             let Some(entry) = state.tasks.get_mut(&id) else { return true };
             entry.queued = false;
