@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory fuzz fuzz-merge simulate
+.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory fuzz fuzz-merge simulate cluster cluster-stop
 
 # Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
 DATA ?= ./data
@@ -19,6 +19,23 @@ build: ## Builds target/release/posthaste and target/release/loadtest
 
 run: build ## Builds, then serves on http://127.0.0.1:8080 with its data in ./data
 	target/release/posthaste serve --data $(DATA) $(ARGS)
+
+# Where `make cluster` keeps logs, data and process ids. SMALL=1: one node of Kafka and of Cassandra instead of three each;
+# RESTART=0: what ends stays so; LISTEN: address of the load balancer.
+CLUSTER ?= cluster
+LISTEN ?= 127.0.0.1:8080
+# Debian has HAProxy there, which is not in everyone's PATH.
+cluster: export PATH := $(PATH):/usr/sbin
+
+cluster: ## Starts Kafka, Cassandra, two of each role and a load balancer, and returns when all are ready; SMALL=1
+	@scripts/need.sh cargo cc curl java setpriv haproxy
+	cargo build --release --locked --bin posthaste --bin loadtest --bin engines
+	@for list in engines/*.jars; do scripts/jars.sh $$list; done
+	@target/release/engines cluster start $(CLUSTER) --bin target/release --listen $(LISTEN) \
+	  $(if $(filter 1,$(SMALL)),--small) $(if $(filter 0,$(RESTART)),--no-restart)
+
+cluster-stop: ## Ends all that `make cluster` has started
+	@scripts/cluster-stop.sh $(CLUSTER)
 
 test: ## Runs every test; each suite prints its time, the last line counts them
 	@scripts/need.sh cargo cc c++ curl jq openssl python3 java setpriv

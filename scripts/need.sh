@@ -77,6 +77,7 @@ for tool in "$@"; do
     c++) have c++ || apt c++ g++ ;; # libFuzzer is compiled in where the fuzz targets are
     java) have java || apt java openjdk-17-jdk-headless ;; # Kafka and Cassandra; 17 is what Cassandra 5 runs on
     setpriv) have setpriv || apt setpriv util-linux ;; # no engine outlives the test that started it
+    haproxy) PATH=$PATH:/usr/sbin; have haproxy || apt haproxy haproxy ;; # Debian has it where not everyone looks
     cargo-deny) cargo_tool cargo-deny $CARGO_DENY ;;
     cargo-machete) cargo_tool cargo-machete $CARGO_MACHETE ;;
     schemathesis) python_tool schemathesis $SCHEMATHESIS ;;

@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::ensure;
-use tempfile::TempDir;
+use anyhow::{bail, ensure};
 
+use crate::home::Home;
 use crate::process::{Process, now};
 use crate::{jars, java, ports};
 
@@ -37,14 +37,14 @@ impl Default for Options {
     }
 }
 
-/// A running cluster; it ends, and its data goes, when this is dropped.
+/// A running cluster; it ends, and its data goes unless it is in a directory of the caller's, when this is dropped.
 pub struct Cassandra {
     // Declared first, so that the nodes end before their data goes.
     nodes: Vec<Node>,
     options: Options,
     class_path: String,
     agent: PathBuf,
-    dir: TempDir,
+    home: Home,
     storage_port: u16,
     port: u16,
 }
@@ -61,20 +61,31 @@ impl Cassandra {
     /// With what to do about it, where Java or a jar is missing; with the last lines of its output, where a node does
     /// not start.
     pub fn start(options: Options) -> anyhow::Result<Self> {
+        Self::begin(options, Home::temporary("cassandra")?)
+    }
+
+    /// As [`Cassandra::start`], with data and logs in an empty directory that stays.
+    ///
+    /// # Errors
+    /// As [`Cassandra::start`].
+    pub fn start_in(dir: &Path, options: Options) -> anyhow::Result<Self> {
+        Self::begin(options, Home::kept(dir)?)
+    }
+
+    fn begin(options: Options, home: Home) -> anyhow::Result<Self> {
         ensure!([1, 3].contains(&options.nodes), "a cluster here has one node or three");
         let began = now();
         java::need()?;
         let class_path = jars::class_path("cassandra", JARS)?;
         let agent = jars::path("cassandra", JARS, "jamm")?;
-        let dir = tempfile::Builder::new().prefix("posthaste-cassandra-").tempdir()?;
-        std::fs::write(dir.path().join("logback.xml"), LOGBACK)?;
+        std::fs::write(home.path().join("logback.xml"), LOGBACK)?;
         // The nodes have an address each and so can have the same ports: drivers expect one port of the whole cluster.
         let free = ports::free(2)?;
         let nodes = (1..=options.nodes).map(|n| Node { address: Ipv4Addr::new(127, 0, 0, n as u8), process: None });
         let (nodes, storage_port, port) = (nodes.collect(), free[0], free[1]);
-        let mut this = Self { nodes, options, class_path, agent, dir, storage_port, port };
+        let mut this = Self { nodes, options, class_path, agent, home, storage_port, port };
         for index in 0..this.nodes.len() {
-            let home = this.home(index);
+            let home = this.home_of(index);
             std::fs::create_dir_all(home.join("tmp"))?;
             std::fs::write(home.join("cassandra.yaml"), this.settings(index))?;
         }
@@ -97,7 +108,9 @@ impl Cassandra {
 
     /// Kills a node, counted from 0, with -9.
     pub fn kill(&mut self, node: usize) {
-        self.nodes[node].process = None;
+        if let Some(process) = &mut self.nodes[node].process {
+            process.kill();
+        }
     }
 
     /// Starts a killed node again, on what it left, and returns once it serves clients.
@@ -105,24 +118,28 @@ impl Cassandra {
     /// # Errors
     /// As [`Cassandra::start`].
     pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
-        let mut process = self.launch(node)?;
         let address = &self.contact_points()[node];
-        process.ready(PATIENCE, |written| is_ready(written, 0, address))?;
-        self.nodes[node].process = Some(process);
-        Ok(())
+        let Some(process) = &mut self.nodes[node].process else { bail!("node {node} was never started") };
+        process.start_again()?;
+        process.ready(PATIENCE, |written| is_ready(written, 0, address))
     }
 
     /// Process ids of the nodes that run.
     pub fn processes(&self) -> Vec<u32> {
-        self.nodes.iter().filter_map(|node| node.process.as_ref().map(Process::id)).collect()
+        self.nodes.iter().filter_map(|node| node.process.as_ref()?.id()).collect()
     }
 
-    fn home(&self, node: usize) -> PathBuf {
-        self.dir.path().join(format!("node-{}", node + 1))
+    /// The nodes themselves, for whoever watches over them.
+    pub fn nodes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.nodes.iter_mut().filter_map(|node| node.process.as_mut())
+    }
+
+    fn home_of(&self, node: usize) -> PathBuf {
+        self.home.path().join(format!("node-{}", node + 1))
     }
 
     fn launch(&self, node: usize) -> anyhow::Result<Process> {
-        let home = self.home(node);
+        let home = self.home_of(node);
         let mut arguments: Vec<String> = JVM.iter().map(|option| (*option).to_owned()).collect();
         for (option, packages) in [("--add-exports", EXPORTS), ("--add-opens", OPENS)] {
             arguments.extend(packages.iter().map(|package| format!("{option}={package}=ALL-UNNAMED")));
@@ -133,7 +150,7 @@ impl Cassandra {
             format!("-Dcassandra.config=file://{}", path("cassandra.yaml")),
             format!("-Dcassandra.storagedir={}", home.display()),
             format!("-Dcassandra.logdir={}", path("log")),
-            format!("-Dlogback.configurationFile={}", self.dir.path().join("logback.xml").display()),
+            format!("-Dlogback.configurationFile={}", self.home.path().join("logback.xml").display()),
             format!("-Djava.io.tmpdir={}", path("tmp")),
             format!("-Djna.tmpdir={}", path("tmp")),
         ]);
@@ -142,11 +159,11 @@ impl Cassandra {
             self.class_path.clone(),
             "org.apache.cassandra.service.CassandraDaemon".into(),
         ]);
-        Process::start("java", &arguments, &home.join("output"))
+        Process::start(&format!("cassandra-{}", node + 1), "java", &arguments, &home.join("output"))
     }
 
     fn settings(&self, node: usize) -> String {
-        let (home, address) = (self.home(node), self.nodes[node].address);
+        let (home, address) = (self.home_of(node), self.nodes[node].address);
         // All are seeds: right for a new and empty cluster alone.
         let seeds: Vec<_> = self.nodes.iter().map(|node| format!("{}:{}", node.address, self.storage_port)).collect();
         // The ring in equal parts.

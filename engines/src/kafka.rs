@@ -2,30 +2,30 @@
 //! process. Settings make it start quickly and fail over quickly on a small machine; what a client can observe besides
 //! is as shipped.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::ensure;
-use tempfile::TempDir;
+use anyhow::{bail, ensure};
 
+use crate::home::Home;
 use crate::process::{Process, now};
 use crate::{jars, java, ports};
 
 /// Which jars it consists of.
 const JARS: &str = include_str!("../kafka.jars");
-/// A node is ready within this time, or something is wrong: 2–4 s are usual, a loaded machine takes several times that.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A node is ready within this time, or something is wrong: 2–6 s are usual, a loaded machine takes many times that.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// 16 bytes in base64url, the same in every trial: clusters meet nobody beyond their own ports.
 const CLUSTER_ID: &str = "cG9zdGhhc3RlLXRyaWFscw";
 
-/// A running cluster; it ends, and its data goes, when this is dropped.
+/// A running cluster; it ends, and its data goes unless it is in a directory of the caller's, when this is dropped.
 pub struct Kafka {
     // Declared first, so that the nodes end before their data goes.
     nodes: Vec<Node>,
     class_path: String,
-    dir: TempDir,
+    home: Home,
     /// Names and passwords of who may come; without them everyone may.
     users: Vec<(String, String)>,
 }
@@ -45,7 +45,15 @@ impl Kafka {
     /// With what to do about it, where Java or a jar is missing; with the last lines of its output, where a node does
     /// not start.
     pub fn start(nodes: usize) -> anyhow::Result<Self> {
-        Self::begin(nodes, Vec::new())
+        Self::begin(nodes, Vec::new(), Home::temporary("kafka")?)
+    }
+
+    /// As [`Kafka::start`], with data and logs in an empty directory that stays.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub fn start_in(dir: &Path, nodes: usize) -> anyhow::Result<Self> {
+        Self::begin(nodes, Vec::new(), Home::kept(dir)?)
     }
 
     /// Starts one node that wants TLS, SCRAM-SHA-512 and permission from everyone: these users (name, password) and these
@@ -56,7 +64,7 @@ impl Kafka {
     /// As [`Kafka::start`].
     pub fn start_secured(users: &[(&str, &str)], rules: &[&str]) -> anyhow::Result<Self> {
         let users = users.iter().map(|(name, password)| ((*name).to_owned(), (*password).to_owned())).collect();
-        let this = Self::begin(1, users)?;
+        let this = Self::begin(1, users, Home::temporary("kafka")?)?;
         let output = Command::new("java")
             .args(["-Xmx128m", "-cp", &this.class_path])
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/Acls.java"))
@@ -69,30 +77,29 @@ impl Kafka {
 
     /// PEM file of who has signed the node's certificate, where it has one.
     pub fn authority(&self) -> PathBuf {
-        self.dir.path().join("authority.pem")
+        self.home.path().join("authority.pem")
     }
 
-    fn begin(nodes: usize, users: Vec<(String, String)>) -> anyhow::Result<Self> {
+    fn begin(nodes: usize, users: Vec<(String, String)>, home: Home) -> anyhow::Result<Self> {
         ensure!(nodes > 0, "a cluster has at least one node");
         let began = now();
         java::need()?;
         let class_path = jars::class_path("kafka", JARS)?;
-        let dir = tempfile::Builder::new().prefix("posthaste-kafka-").tempdir()?;
-        std::fs::write(dir.path().join("log4j2.properties"), LOG4J)?;
+        std::fs::write(home.path().join("log4j2.properties"), LOG4J)?;
         let ports = ports::free(3 * nodes)?;
         let (controllers, others) = ports.split_at(nodes);
         let brokers = others.chunks(2).map(|ports| (ports[0], ports[1]));
         let nodes =
             (1..).zip(brokers).map(|(id, (port, internal))| Node { id, port, internal, process: None }).collect();
-        let mut this = Self { nodes, class_path, dir, users };
+        let mut this = Self { nodes, class_path, home, users };
         if !this.users.is_empty() {
             let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
             let pair = format!("{}{}", made.signing_key.serialize_pem(), made.cert.pem());
-            std::fs::write(this.dir.path().join("node.pem"), pair)?;
+            std::fs::write(this.home.path().join("node.pem"), pair)?;
             std::fs::write(this.authority(), made.cert.pem())?;
         }
         for (node, controller) in this.nodes.iter().zip(controllers) {
-            let home = this.home(node);
+            let home = this.home_of(node);
             std::fs::create_dir(&home)?;
             std::fs::write(home.join("server.properties"), this.settings(node, *controller, controllers))?;
         }
@@ -109,7 +116,9 @@ impl Kafka {
 
     /// Kills a node, counted from 0, with -9.
     pub fn kill(&mut self, node: usize) {
-        self.nodes[node].process = None;
+        if let Some(process) = &mut self.nodes[node].process {
+            process.kill();
+        }
     }
 
     /// Starts a killed node again, on what it left, and returns once it is ready.
@@ -117,15 +126,19 @@ impl Kafka {
     /// # Errors
     /// As [`Kafka::start`].
     pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
-        let mut process = self.launch(&self.nodes[node])?;
-        process.ready(PATIENCE, is_ready)?;
-        self.nodes[node].process = Some(process);
-        Ok(())
+        let Some(process) = &mut self.nodes[node].process else { bail!("node {node} was never started") };
+        process.start_again()?;
+        process.ready(PATIENCE, is_ready)
     }
 
     /// Process ids of the nodes that run.
     pub fn processes(&self) -> Vec<u32> {
-        self.nodes.iter().filter_map(|node| node.process.as_ref().map(Process::id)).collect()
+        self.nodes.iter().filter_map(|node| node.process.as_ref()?.id()).collect()
+    }
+
+    /// The nodes themselves, for whoever watches over them.
+    pub fn nodes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.nodes.iter_mut().filter_map(|node| node.process.as_mut())
     }
 
     fn start_all(&mut self) -> anyhow::Result<()> {
@@ -141,7 +154,7 @@ impl Kafka {
     }
 
     fn launch(&self, node: &Node) -> anyhow::Result<Process> {
-        let home = self.home(node);
+        let home = self.home_of(node);
         let mut arguments: Vec<String> = [
             "-Xms256m",
             "-Xmx512m",
@@ -153,10 +166,10 @@ impl Kafka {
         .map(str::to_owned)
         .to_vec();
         arguments.push(format!("-Dkafka.logs.dir={}", home.display()));
-        arguments.push(format!("-Dlog4j2.configurationFile={}", self.dir.path().join("log4j2.properties").display()));
+        arguments.push(format!("-Dlog4j2.configurationFile={}", self.home.path().join("log4j2.properties").display()));
         arguments.extend(["-cp".to_owned(), self.class_path.clone(), "kafka.Kafka".to_owned()]);
         arguments.push(home.join("server.properties").display().to_string());
-        Process::start("java", &arguments, &home.join("output"))
+        Process::start(&format!("kafka-{}", node.id), "java", &arguments, &home.join("output"))
     }
 
     /// Makes a node's directory one of this cluster.
@@ -164,7 +177,7 @@ impl Kafka {
         let output = Command::new("java")
             .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-cp", &self.class_path, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
-            .arg(self.home(node).join("server.properties"))
+            .arg(self.home_of(node).join("server.properties"))
             .args(self.users.iter().flat_map(|(name, password)| {
                 ["--add-scram".to_owned(), format!("SCRAM-SHA-512=[name={name},password={password}]")]
             }))
@@ -198,7 +211,7 @@ listener.name.clients.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.sec
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:operator;User:ANONYMOUS
 ",
-                self.dir.path().join("node.pem").display()
+                self.home.path().join("node.pem").display()
             )
         };
         format!(
@@ -240,12 +253,12 @@ log.index.size.max.bytes=65536
             port = node.port,
             internal = node.internal,
             clients = if self.users.is_empty() { "PLAINTEXT" } else { "SASL_SSL" },
-            data = self.home(node).join("data").display(),
+            data = self.home_of(node).join("data").display(),
         )
     }
 
-    fn home(&self, node: &Node) -> PathBuf {
-        self.dir.path().join(format!("node-{}", node.id))
+    fn home_of(&self, node: &Node) -> PathBuf {
+        self.home.path().join(format!("node-{}", node.id))
     }
 }
 

@@ -1,19 +1,33 @@
-//! Runs a real engine until its input ends: `engines kafka [NODES]`. Prints the address for clients.
+//! Runs real engines. `engines kafka [NODES]` runs Kafka until its input ends and prints the address for clients;
+//! `engines cluster` is what `make cluster` starts.
+
+mod cluster;
 
 use std::io::{copy, sink, stdin};
 
-use anyhow::bail;
+use clap::Parser;
 use engines::kafka::Kafka;
 
+#[derive(Parser)]
+enum Command {
+    /// Runs Kafka until its input ends. Prints the address for clients.
+    Kafka {
+        #[arg(default_value_t = 1)]
+        nodes: usize,
+    },
+    /// Runs a whole cluster.
+    #[command(subcommand)]
+    Cluster(cluster::Task),
+}
+
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["kafka", ref nodes @ ..] if nodes.len() <= 1 => {
-            let kafka = Kafka::start(nodes.first().map_or(Ok(1), |nodes| nodes.parse())?)?;
+    match Command::parse() {
+        Command::Kafka { nodes } => {
+            let kafka = Kafka::start(nodes)?;
             println!("{}", kafka.bootstrap());
             copy(&mut stdin(), &mut sink())?;
             Ok(())
         }
-        _ => bail!("usage: engines kafka [NODES]"),
+        Command::Cluster(task) => cluster::run(task),
     }
 }
