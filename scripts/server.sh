@@ -24,6 +24,7 @@ if [ "${KAFKA:-0}" = 1 ]; then
   coproc engines { TMPDIR=$work exec "$BIN/engines" kafka; }
   read -r POSTHASTE_KAFKA__BOOTSTRAP <&"${engines[0]}" || { echo "no Kafka" && exit 1; } >&2
   export POSTHASTE_KAFKA__BOOTSTRAP POSTHASTE_KAFKA__REPLICATION=1 POSTHASTE_KAFKA__MIN_IN_SYNC=1
+  "$BIN/posthaste" admin topics >"$work/topics" 2>&1 || { cat "$work/topics" && exit 1; } >&2
 fi
 
 start_server() { # further flags…

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use edge::config::{Scheme, TrustedIssuer};
 use figment::Figment;
@@ -13,7 +14,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::{kafka, retention};
+use crate::{cassandra, kafka, retention};
 
 /// Prefix of the variables. `POSTHASTE_ADMIN_LISTEN` is `admin_listen`; two underscores step into a table.
 const PREFIX: &str = "POSTHASTE_";
@@ -31,7 +32,7 @@ pub struct Flags {
     #[arg(long, value_name = "FILE", env = "POSTHASTE_CONFIG")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Directory of all data; made if missing. Default: data
+    /// Directory of all data that is neither on Kafka nor in Cassandra; made if missing. Default: data
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
@@ -101,7 +102,7 @@ pub struct Settings {
     pub insecure_http: bool,
     /// Whether rate limits hold; off for load tests only.
     pub rate_limits: bool,
-    /// Partitions of each topic, fixed when the directory is made (I2). Rooms of one partition are decided one batch
+    /// Partitions of each topic, fixed when they are made (I2). Rooms of one partition are decided one batch
     /// after the other; more than there are cores brings nothing.
     pub partitions: u32,
     /// How long a stop may take before the process ends all the same, milliseconds.
@@ -115,9 +116,12 @@ pub struct Settings {
     /// The log on Kafka; without this it is in the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kafka: Option<kafka::Settings>,
+    /// The store in Cassandra; without this it is in the directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cassandra: Option<cassandra::Settings>,
     /// How much of the log is kept, where it is in the directory.
     pub retention: retention::Config,
-    /// The store's own.
+    /// The store's own, where it is in the directory.
     pub store: store::sqlite::Config,
     /// Ingest's own.
     pub ingest: ingest::Config,
@@ -157,6 +161,7 @@ impl Default for Settings {
             log_format: LogFormat::Auto,
             issuers: BTreeMap::new(),
             kafka: None,
+            cassandra: None,
             retention: retention::Config::default(),
             store: store::sqlite::Config::default(),
             ingest: ingest::Config::default(),
@@ -209,6 +214,9 @@ impl Settings {
         }
         if let Some(kafka) = &self.kafka {
             kafka.validate().map_err(|error| Error(format!("kafka: {error}")))?;
+        }
+        if let Some(cassandra) = &self.cassandra {
+            cassandra.validate().map_err(|error| Error(format!("cassandra: {error}")))?;
         }
         self.retention.validate().map_err(|error| Error(format!("retention: {error}")))?;
         self.store.validate().map_err(|error| Error(format!("store: {error}")))?;
@@ -263,6 +271,12 @@ pub fn load(flags: &Flags) -> Result<Settings, Error> {
         .map_err(|error| Error(error.to_string()))?;
     settings.validate()?;
     Ok(settings)
+}
+
+/// The secret that a file holds, without the end of its line.
+pub fn secret(file: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// The settings as a TOML file that would bring them about, secrets masked.

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use stream::kafka::{Config, Protocol};
+
+use crate::config;
 
 /// Where the log is, if it is on Kafka.
 #[derive(Serialize, Deserialize, Clone, Debug)]
@@ -72,11 +73,7 @@ impl Settings {
     /// The engine's settings. Reads the password.
     pub fn config(&self) -> anyhow::Result<Config> {
         let user = match (&self.user, &self.password_file) {
-            (Some(user), Some(file)) => {
-                let password =
-                    std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
-                Some((user.clone(), password.trim_end_matches(['\r', '\n']).to_owned()))
-            }
+            (Some(user), Some(file)) => Some((user.clone(), config::secret(file)?)),
             _ => None,
         };
         Ok(Config {

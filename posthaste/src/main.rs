@@ -1,8 +1,10 @@
 //! The one binary: parses, loads the settings, dispatches. Decides nothing about messages.
 
 mod admin;
+mod cassandra;
 mod chat;
 mod config;
+mod engines;
 mod issuers;
 mod kafka;
 mod lag;
@@ -31,7 +33,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serves everything in one process, with its data in one directory.
+    /// Serves everything in one process, with its data in one directory, or on Kafka and in Cassandra.
     Serve {
         #[command(flatten)]
         flags: config::Flags,
@@ -41,7 +43,7 @@ enum Command {
         #[command(flatten)]
         flags: chat::Flags,
     },
-    /// Does what an operator does beside a server that runs; for whoever may read and write its data directory.
+    /// Does what an operator does before a server runs or beside it; for whoever may read and write its data.
     Admin {
         #[command(flatten)]
         flags: operator::Flags,

@@ -1,19 +1,20 @@
-//! `posthaste admin …`: what an operator does beside a server that runs. Works on the data directory, so that whoever may
-//! read and write it is the operator, and nobody else is: there is no address for this, and no token. The server sees what
-//! has changed with its next poll.
+//! `posthaste admin …`: what an operator does before a server runs or beside it. Works on the data itself (directory, Kafka,
+//! Cassandra), so that whoever may read and write it is the operator, and nobody else is: there is no address for this, and
+//! no token. The server sees what has changed with its next poll.
 
+mod setup;
 mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use schemas::Clock as _;
-use store::shut_outs::{Network, SHUT_OUTS_MAX, ShutOut, ShutOuts as _, Subject};
-use store::sqlite::SqliteStore;
+use store::shut_outs::{Network, SHUT_OUTS_MAX, ShutOut, Subject};
 
 use crate::config::{self, Settings};
+use crate::engines;
 use crate::telemetry::SystemClock;
 
 /// Which installation.
@@ -35,6 +36,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<Blocks>,
     },
+    /// Makes the topics that are missing on Kafka, and shows all of them; where the log is in the directory there is nothing
+    /// to do. Exit status 0: all are as the settings say; 1: what differs was printed, or it could not be done.
+    Topics,
+    /// Makes the keyspace and the tables in Cassandra, or brings them to this program's version; where the store is in the
+    /// directory there is nothing to do.
+    Tables,
     /// Reads the archive through: every room dense, chained and indexed. Exit status 0: it is clean; 1: each breach was
     /// printed; 2: it could not be read.
     Verify,
@@ -63,31 +70,31 @@ pub fn run(flags: &Flags, command: &Command) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return refuse(&error),
     };
-    let command = match command {
-        Command::Blocks { command } => command,
-        Command::Verify => return verify::run(&settings.data),
-    };
     let lifted = match command {
-        None | Some(Blocks::List) => None,
-        Some(Blocks::Lift { key: Some(key), .. }) => match subject(key, &settings) {
+        Command::Verify => return verify::run(&settings.data),
+        Command::Topics => return drive(setup::topics(&settings)),
+        Command::Tables => return drive(setup::tables(&settings)),
+        Command::Blocks { command: None | Some(Blocks::List) } => None,
+        Command::Blocks { command: Some(Blocks::Lift { key: Some(key), .. }) } => match subject(key, &settings) {
             Some(subject) => Some(Some(subject)),
             None => return refuse(&format!("{key:?} is neither a network like 192.0.2.0/24 nor an account's id")),
         },
-        Some(Blocks::Lift { key: None, .. }) => Some(None),
+        Command::Blocks { command: Some(Blocks::Lift { key: None, .. }) } => Some(None),
     };
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => match runtime.block_on(blocks(&settings, lifted)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("posthaste: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-        Err(error) => {
-            eprintln!("posthaste: can't start the runtime: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    drive(blocks(&settings, lifted))
+}
+
+/// Does what has to wait for others.
+fn drive(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let done = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| anyhow::Error::new(error).context("can't start the runtime"))
+        .and_then(|runtime| runtime.block_on(work));
+    done.unwrap_or_else(|error| {
+        eprintln!("posthaste: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 fn refuse(why: &dyn std::fmt::Display) -> ExitCode {
@@ -106,14 +113,14 @@ fn subject(key: &str, settings: &Settings) -> Option<Subject> {
 }
 
 /// Lifts, where that is asked for; else lists.
-async fn blocks(settings: &Settings, lifted: Option<Option<Subject>>) -> anyhow::Result<()> {
-    let store = SqliteStore::open_beside(&settings.data)
-        .with_context(|| format!("no store can be opened in {}", settings.data.display()))?;
-    let now = SystemClock::new().now();
+async fn blocks(settings: &Settings, lifted: Option<Option<Subject>>) -> anyhow::Result<ExitCode> {
+    let clock = Arc::new(SystemClock::new());
+    let store = engines::open_store_beside(settings, clock.clone()).await?;
+    let now = clock.now();
     if let Some(subject) = lifted {
         let count = store.lift_shut_outs(subject, now).await?;
         println!("lifted: {count}");
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let mut after = 0;
     println!("{:<40} {:<14} {:>5}  {:<24} until", "who", "for", "times", "since");
@@ -124,7 +131,7 @@ async fn blocks(settings: &Settings, lifted: Option<Option<Subject>>) -> anyhow:
         }
         match page.last() {
             Some(last) if page.len() == SHUT_OUTS_MAX => after = last.number,
-            _ => return Ok(()),
+            _ => return Ok(ExitCode::SUCCESS),
         }
     }
 }

@@ -1,9 +1,7 @@
-//! Puts the roles together: the only place that chooses engines, spawns, and knows in which order things start and
-//! stop. Decides nothing about messages.
+//! Puts the roles together: the only place that spawns, and knows in which order things start and stop. Decides nothing
+//! about messages.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,17 +16,14 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use schemas::link::{FanoutPort, HistoryPort, Lane};
 use schemas::{Clock, EdgeId, Entropy, Partition, Topic};
-use store::Store;
-use store::sqlite::SqliteStore;
 use stream::Log;
-use stream::embedded::{DirLock, EmbeddedLog};
-use stream::kafka::KafkaLog;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Process, Readiness};
 use crate::config::Settings;
+use crate::engines;
 use crate::issuers::HttpJwks;
 use crate::lag::Lag;
 use crate::retention::{self, Retention};
@@ -45,10 +40,10 @@ const LAST_REQUESTS: Duration = Duration::from_secs(2);
 /// How long threads of the runtime may take to end once everything has stopped or failed.
 const RUNTIME_END: Duration = Duration::from_secs(1);
 
-/// Everything in one process on the embedded engines, until a signal or a failure ends it.
+/// Everything in one process, until a signal or a failure ends it.
 pub fn serve(settings: Settings, edge: edge::Config) -> anyhow::Result<()> {
     prepare_process();
-    prepare_directory(&settings.data)?;
+    engines::prepare(&settings)?;
     let runtime = tokio::runtime::Runtime::new().context("can't start the runtime")?;
     let served = runtime.block_on(run(settings, edge));
     runtime.shutdown_timeout(RUNTIME_END);
@@ -62,26 +57,6 @@ fn prepare_process() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!(%error, "the limit of open files stays as it was");
     }
-}
-
-fn prepare_directory(data: &Path) -> anyhow::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data)
-        .with_context(|| format!("can't make the data directory {}", data.display()))
-}
-
-/// The log, and the lock on the data directory where the log does not hold it itself: the store is there in any case.
-async fn open_log(settings: &Settings, registry: &Registry) -> anyhow::Result<(Arc<dyn Log>, Option<DirLock>)> {
-    let Some(kafka) = &settings.kafka else {
-        let metrics = stream::embedded::Metrics::new(registry)?;
-        let log = EmbeddedLog::open(&settings.data, stream::embedded::Config::default(), metrics);
-        return Ok((Arc::new(log.context("can't open the log")?), None));
-    };
-    let lock = DirLock::take(&settings.data).context("can't use the data directory")?;
-    let log = KafkaLog::connect(kafka.config()?).await.context("can't reach the log")?;
-    Ok((Arc::new(log), Some(lock)))
 }
 
 async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()> {
@@ -100,11 +75,9 @@ async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()
     let tls = certificate.as_ref().map(Certificate::tls);
     let scheme = if tls.is_some() { "https" } else { "http" };
     let (url, admin_url) = (url_of(scheme, &listener)?, url_of("http", &admin_listener)?);
-    let (log, _lock) = open_log(&settings, &registry).await?;
-    log.create(settings.partitions).await.context("can't use the log")?;
-    let store = SqliteStore::open(&settings.data, &settings.store, &registry).context("can't open the store")?;
-    let store: Arc<dyn Store> = Arc::new(store);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let (log, _lock) = engines::open_log(&settings, &registry).await?;
+    let store = engines::open_store(&settings, clock.clone(), &registry).await?;
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
 
     let (history, archiver) = archiver::new(

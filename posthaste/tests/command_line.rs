@@ -111,3 +111,43 @@ fn what_can_not_be_right_is_refused_before_anything_is_made() {
     refused(&["serve"], &[("POSTHASTE_LOG", "info,=")], &["log = "]);
     refused(&["frobnicate"], &[], &["frobnicate"]);
 }
+
+#[test]
+fn sections_choose_the_engines_and_no_password_is_printed() {
+    let settings = printed(&[], &[]);
+    assert!(!settings.contains_key("kafka") && !settings.contains_key("cassandra"));
+    let (dir, path) = file("[kafka]\nbootstrap = 'kafka:9093'\n[cassandra]\ncontact_points = 'one:9042, other:9042'\n");
+    let password = dir.path().join("password");
+    std::fs::write(&password, "kanarienvogel\n").unwrap();
+    let password = password.to_str().unwrap();
+    let mut variables = Vec::new();
+    for (user, file, ca) in [
+        ("POSTHASTE_KAFKA__USER", "POSTHASTE_KAFKA__PASSWORD_FILE", "POSTHASTE_KAFKA__CA"),
+        ("POSTHASTE_CASSANDRA__USER", "POSTHASTE_CASSANDRA__PASSWORD_FILE", "POSTHASTE_CASSANDRA__CA"),
+    ] {
+        variables.extend([(user, "posthaste"), (file, password)]);
+        refused(&["serve", "--config", &path], &variables, &["user needs ca"]);
+        variables.push((ca, "ca.pem"));
+    }
+    let settings = printed(&["--config", &path], &variables);
+    assert_eq!(settings["kafka"]["password_file"].as_str(), Some(password));
+    assert_eq!(settings["cassandra"]["password_file"].as_str(), Some(password));
+    assert_eq!(settings["cassandra"]["keyspace"].as_str(), Some("posthaste"));
+    assert!(!settings.to_string().contains("kanarienvogel"));
+
+    refused(&["serve"], &[("POSTHASTE_CASSANDRA__KEYSPACE", "chat")], &["contact_points is empty"]);
+    let named = ("POSTHASTE_CASSANDRA__CONTACT_POINTS", "one:9042");
+    refused(&["serve"], &[named, ("POSTHASTE_CASSANDRA__KEYSPACE", "a; DROP")], &["keyspace is"]);
+    refused(&["serve"], &[named, ("POSTHASTE_CASSANDRA__USER", "ada")], &["password_file"]);
+}
+
+#[test]
+fn in_a_directory_there_is_nothing_to_make() {
+    let dir = tempfile::tempdir().unwrap();
+    for command in ["topics", "tables"] {
+        let output = posthaste(&["admin", command, "--data", dir.path().join("data").to_str().unwrap()], &[]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("there is nothing to do"), "{output:?}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was made");
+}

@@ -7,14 +7,14 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::Server;
+use common::{Server, at, history};
 use prometheus::Registry;
 use rustix::process::Signal;
 use schemas::{Partition, Topic};
 use serde_json::{Value, json};
 use stream::Log;
 use stream::embedded::{Config, EmbeddedLog, Metrics};
-use testkit::client::{Api, Person, Wire};
+use testkit::client::{Api, Wire};
 
 /// Records kept of each partition of a topic.
 const KEPT: u64 = 50;
@@ -23,12 +23,6 @@ const SETTINGS: [(&str, &str); 3] = [
     ("POSTHASTE_RETENTION__KEEP_MAX_RECORDS", "50"),
     ("POSTHASTE_PARTITIONS", "2"),
 ];
-
-fn at(server: &Server, person: &Person) -> Person {
-    let mut person = person.clone();
-    person.api.address = server.address;
-    person
-}
 
 /// Sends so many messages over one socket, and waits until all are accepted; the ids that they were sent under.
 async fn send(wire: &mut Wire, room: &str, texts: std::ops::Range<usize>) -> Vec<String> {
@@ -41,22 +35,6 @@ async fn send(wire: &mut Wire, room: &str, texts: std::ops::Range<usize>) -> Vec
         assert_eq!(accepted["client_msg_id"], **id);
     }
     ids
-}
-
-/// All seqs of a room, and the texts of its messages, page by page.
-async fn history(person: &Person, room: &str) -> (Vec<u64>, Vec<String>) {
-    let (mut seqs, mut texts) = (Vec::new(), Vec::new());
-    loop {
-        let after = seqs.last().copied().unwrap_or(0);
-        let path = format!("/v1/rooms/{room}/messages?after={after}&limit=100");
-        let page = person.api.get(&path).await.unwrap().expect(200).unwrap();
-        let items = page["items"].as_array().unwrap();
-        seqs.extend(items.iter().map(|item| item["seq"].as_u64().unwrap()));
-        texts.extend(items.iter().filter_map(|item| Some(item["content"]["body"].as_str()?.to_owned())));
-        if Some(page["head_seq"].as_u64().unwrap()) == seqs.last().copied() {
-            return (seqs, texts);
-        }
-    }
 }
 
 /// Waits until retention has let go of all but about what it is to keep.

@@ -7,6 +7,7 @@ mod archive;
 mod cql;
 mod devices;
 mod keys;
+mod metrics;
 mod migrations;
 mod receipts;
 mod rooms;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use prometheus::Registry;
 use schemas::Clock;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
@@ -30,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use cql::Cql;
+use metrics::Metrics;
 
 /// A statement that may run twice is sent to another replica as well when the first is silent for so long: well above a
 /// quiet node's slowest answers, well below what people notice.
@@ -146,6 +149,9 @@ pub enum OpenError {
     /// A statement fails.
     #[error("Cassandra refuses")]
     Refused(#[from] Box<ExecutionError>),
+    /// Another store has registered with this registry.
+    #[error("the store's metrics can't be registered")]
+    Metrics(#[from] prometheus::Error),
     /// An answer is not what it should be.
     #[error("Cassandra answers in an unknown form: {0}")]
     Row(String),
@@ -185,7 +191,8 @@ impl CassandraStore {
     ///
     /// # Errors
     /// [`OpenError`]; nothing has been changed then.
-    pub async fn open(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+    pub async fn open(config: &Config, clock: Arc<dyn Clock>, registry: &Registry) -> Result<Self, OpenError> {
+        let metrics = Metrics::new(registry)?;
         // Asked for without a keyspace first: that it is missing shall be said as such.
         let session = connect(config, None).await?;
         let known = "SELECT keyspace_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?";
@@ -197,7 +204,7 @@ impl CassandraStore {
         let forgetful = forgetful_nodes(&session).await;
         let session = connect(config, Some(&config.keyspace)).await?;
         let first_wins = FirstWins { clock, last: AtomicI64::new(i64::MAX) };
-        Ok(Self { cql: Cql::new(session), first_wins, forgetful })
+        Ok(Self { cql: Cql::new(session, metrics), first_wins, forgetful })
     }
 
     /// The nodes that lose what they have acknowledged when they are killed, as far as they said so when this opened.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engines::cassandra::{Cassandra, Options};
+use prometheus::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use schemas::message::{Content, Message};
 use schemas::{Clock, CommandId, Event, EventId, EventKind, Offset, Partition, RoomId, Seq, Timestamp, Topic, UserId};
@@ -36,7 +37,7 @@ fn config(server: &Cassandra) -> Config {
 }
 
 async fn open(config: &Config) -> Result<CassandraStore, OpenError> {
-    CassandraStore::open(config, Arc::new(Still)).await
+    CassandraStore::open(config, Arc::new(Still), &Registry::new()).await
 }
 
 const ROOM: RoomId = RoomId(Uuid::from_u128(1));

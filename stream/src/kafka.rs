@@ -29,6 +29,7 @@ use self::appender::Appender;
 use self::member::{Admitted, Known, Member};
 use self::reader::{Committed, Readers};
 use self::topics::Admin;
+pub use self::topics::TopicState;
 use self::transactions::KafkaProducer;
 use crate::broker::LaneId;
 use crate::{Consumer, Error, Fetched, GroupMember, Log, Producer, Record};
@@ -126,7 +127,7 @@ struct Inner {
 }
 
 impl KafkaLog {
-    /// Connects, and looks at the topics that are there.
+    /// Connects, and looks at the topics that are there: `partitions` says 0 until all of them are.
     ///
     /// # Errors
     /// `Unavailable` where no broker answers, `Broken` where settings are wrong, something is forbidden, or topics do
@@ -146,6 +147,15 @@ impl KafkaLog {
         let found = inner.readers.partitions().await?;
         inner.partitions.store(found.unwrap_or(0), Ordering::Release);
         Ok(Self { inner })
+    }
+
+    /// The topics that are there, with what they have and what our settings say. For whoever made them.
+    ///
+    /// # Errors
+    /// `Unavailable` where the brokers don't answer, `Broken` where they forbid it.
+    pub async fn topics(&self) -> Result<Vec<TopicState>, Error> {
+        let shapes = self.inner.readers.metadata(topics::shapes).await?;
+        self.inner.admin.describe(&self.inner.config, shapes).await
     }
 }
 

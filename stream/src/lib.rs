@@ -142,7 +142,7 @@ pub trait Log: Send + Sync + 'static {
     /// Creates what is missing. A partition count is fixed for ever: `Broken` where an existing one differs (I2).
     async fn create(&self, partitions: u32) -> Result<(), Error>;
 
-    /// Partitions of every topic.
+    /// Partitions of every topic; 0 until `create` has made them, now or in an earlier life of the engine.
     fn partitions(&self) -> u32;
 
     /// Appends records to one partition, outside of transactions. `Ok` brings the position after the last one.

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use testkit::client::Person;
 
 pub struct Server {
     process: Child,
@@ -99,5 +100,28 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Whatever a failed test leaves.
         let _ = self.process.kill();
+    }
+}
+
+/// The same person at a server that was started again.
+pub fn at(server: &Server, person: &Person) -> Person {
+    let mut person = person.clone();
+    person.api.address = server.address;
+    person
+}
+
+/// All seqs of a room, and the texts of its messages, page by page.
+pub async fn history(person: &Person, room: &str) -> (Vec<u64>, Vec<String>) {
+    let (mut seqs, mut texts) = (Vec::new(), Vec::new());
+    loop {
+        let after = seqs.last().copied().unwrap_or(0);
+        let path = format!("/v1/rooms/{room}/messages?after={after}&limit=100");
+        let page = person.api.get(&path).await.unwrap().expect(200).unwrap();
+        let items = page["items"].as_array().unwrap();
+        seqs.extend(items.iter().map(|item| item["seq"].as_u64().unwrap()));
+        texts.extend(items.iter().filter_map(|item| Some(item["content"]["body"].as_str()?.to_owned())));
+        if Some(page["head_seq"].as_u64().unwrap()) == seqs.last().copied() {
+            return (seqs, texts);
+        }
     }
 }

@@ -19,6 +19,7 @@ use scylla::value::{CqlValue, Row};
 use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
+use super::metrics::{Calls, Metrics};
 use crate::Error;
 
 /// Statements that are under way at once for one call. More only wait in the nodes.
@@ -145,12 +146,14 @@ pub(super) use values;
 pub(super) struct Cql {
     session: CachingSession,
     lanes: [Mutex<()>; LANES],
+    metrics: Metrics,
 }
 
 impl Cql {
-    pub(super) fn new(session: Session) -> Self {
+    pub(super) fn new(session: Session, metrics: Metrics) -> Self {
         // More than there are statements: none is prepared twice.
-        Self { session: CachingSession::from(session, 1_000), lanes: std::array::from_fn(|_| Mutex::new(())) }
+        let session = CachingSession::from(session, 1_000);
+        Self { session, lanes: std::array::from_fn(|_| Mutex::new(())), metrics }
     }
 
     /// The rows that a query finds, page by page.
@@ -161,7 +164,7 @@ impl Cql {
         let mut rows = Vec::new();
         let mut at = PagingState::start();
         loop {
-            let (result, next) = self.page(query, &values, at).await?;
+            let (result, next) = self.page(&self.metrics.read, query, &values, at).await?;
             let result = result.into_rows_result().map_err(broken)?;
             for row in result.rows::<R>().map_err(broken)? {
                 rows.push(row.map_err(broken)?);
@@ -178,13 +181,13 @@ impl Cql {
     where
         R: for<'a> DeserializeRow<'a, 'a>,
     {
-        let (result, _) = self.page(query, &values, PagingState::start()).await?;
+        let (result, _) = self.page(&self.metrics.read, query, &values, PagingState::start()).await?;
         result.into_rows_result().map_err(broken)?.maybe_first_row().map_err(broken)
     }
 
     /// Writes what may be written twice.
     pub(super) async fn write(&self, statement: &'static str, values: Values) -> Result<(), Error> {
-        self.page(statement, &values, PagingState::start()).await.map(drop)
+        self.page(&self.metrics.write, statement, &values, PagingState::start()).await.map(drop)
     }
 
     /// Writes rows of one partition that may be written twice, each batch of them as one.
@@ -212,25 +215,23 @@ impl Cql {
             return self.write(statement, values).await;
         }
         let (batch, values) = batch(writes, true);
-        for pause in PAUSES {
-            match self.session.batch(&batch, &values).await {
-                Ok(_) => return Ok(()),
-                Err(error) if is_quick(&error) => tokio::time::sleep(pause).await,
-                Err(error) => return Err(failed(&error)),
-            }
-        }
-        self.session.batch(&batch, &values).await.map(drop).map_err(|error| failed(&error))
+        tried(&self.metrics.write, || self.session.batch(&batch, &values)).await.map(drop)
     }
 
     /// Makes a conditional change of one partition. It is tried once.
     pub(super) async fn cas(&self, writes: Vec<Write>) -> Result<Cas, Error> {
         let (batch, values) = batch(writes, false);
+        let timer = self.metrics.condition.seconds.start_timer();
         let result = match (batch.statements.len(), batch.statements.first(), values.first()) {
             (1, Some(scylla::statement::batch::BatchStatement::Query(statement)), Some(values)) => {
                 self.session.execute_unpaged(statement.clone(), values).await
             }
             _ => self.session.batch(&batch, &values).await,
         };
+        timer.observe_duration();
+        if result.is_err() {
+            self.metrics.condition.failed.inc();
+        }
         match result {
             Ok(result) => {
                 let result = result.into_rows_result().map_err(broken)?;
@@ -259,20 +260,35 @@ impl Cql {
 
     async fn page(
         &self,
+        calls: &Calls,
         query: &'static str,
         values: &Values,
         at: PagingState,
     ) -> Result<(QueryResult, PagingStateResponse), Error> {
         let mut statement = Statement::new(query);
         statement.set_is_idempotent(true);
-        for pause in PAUSES {
-            match self.session.execute_single_page(statement.clone(), values, at.clone()).await {
-                Ok(page) => return Ok(page),
-                Err(error) if is_quick(&error) => tokio::time::sleep(pause).await,
-                Err(error) => return Err(failed(&error)),
-            }
-        }
-        self.session.execute_single_page(statement, values, at).await.map_err(|error| failed(&error))
+        tried(calls, || self.session.execute_single_page(statement.clone(), values, at.clone())).await
+    }
+}
+
+/// Makes a call that may be made twice, again and again for as long as that may go better.
+async fn tried<T, F: Future<Output = Result<T, ExecutionError>>>(
+    calls: &Calls,
+    call: impl Fn() -> F,
+) -> Result<T, Error> {
+    let _timer = calls.seconds.start_timer();
+    let mut pauses = PAUSES.into_iter();
+    loop {
+        let error = match call().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let Some(pause) = pauses.next().filter(|_| is_quick(&error)) else {
+            calls.failed.inc();
+            return Err(failed(&error));
+        };
+        calls.retried.inc();
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use engines::cassandra::{Cassandra as Server, Options};
 use parking_lot::Mutex;
+use prometheus::Registry;
 use schemas::{Clock, Timestamp};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
@@ -125,7 +126,8 @@ pub struct Cassandra {
 }
 
 async fn open(keyspace: &str) -> Arc<CassandraStore> {
-    Arc::new(CassandraStore::open(&SHARED.config(keyspace), Arc::new(SystemClock)).await.unwrap())
+    let config = SHARED.config(keyspace);
+    Arc::new(CassandraStore::open(&config, Arc::new(SystemClock), &Registry::new()).await.unwrap())
 }
 
 impl Engine for Cassandra {

@@ -10,6 +10,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
+use rdkafka::metadata::Metadata;
 use schemas::{Offset, Partition, Topic};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -100,17 +101,25 @@ impl Readers {
         self.with(|_| false, move |config, reader| reader.extent(config, id)).await
     }
 
-    /// Partitions of the topics, as [`super::topics::partitions`].
-    pub(super) async fn partitions(self: &Arc<Self>) -> Result<Option<u32>, Error> {
+    /// What of the cluster's metadata is asked for.
+    pub(super) async fn metadata<R: Send + 'static>(
+        self: &Arc<Self>,
+        form: impl FnOnce(&Config, &Metadata) -> R + Send + 'static,
+    ) -> Result<R, Error> {
         let asked = |config: &Config, reader: &mut Reader| {
             let metadata = patiently(|left| {
                 // Not all of it at once: a connection that is refused is refused again and again meanwhile.
                 let metadata = reader.client.fetch_metadata(None, left.min(QUESTION));
                 metadata.map_err(|error| reader.refused(&error))
             })?;
-            super::topics::partitions(config, &metadata)
+            Ok(form(config, &metadata))
         };
         self.with(|_| false, asked).await
+    }
+
+    /// Partitions of the topics, as [`super::topics::partitions`].
+    pub(super) async fn partitions(self: &Arc<Self>) -> Result<Option<u32>, Error> {
+        self.metadata(super::topics::partitions).await?
     }
 }
 

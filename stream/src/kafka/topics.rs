@@ -1,14 +1,47 @@
 //! The topics: their settings, and that their partitions are as many as ever.
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
 use schemas::{Offset, Partition, Topic};
 
 use super::client::{self, Context, fault};
 use super::{Config, PATIENCE};
 use crate::Error;
+
+/// A topic as the brokers have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicState {
+    /// Its name there.
+    pub name: String,
+    /// How many partitions it has.
+    pub partitions: usize,
+    /// Copies of each partition: of the one that has fewest.
+    pub replication: usize,
+    /// Its settings by Kafka's names, as far as they matter here: what it has, and what our settings say.
+    pub settings: Vec<(&'static str, String, String)>,
+}
+
+impl TopicState {
+    /// What it has under one of Kafka's names.
+    pub fn setting(&self, name: &str) -> &str {
+        self.settings.iter().find(|(known, ..)| *known == name).map_or("", |(_, has, _)| has)
+    }
+}
+
+/// What topics are made with, and held to, by Kafka's names.
+fn settings(config: &Config) -> [(&'static str, String); 5] {
+    [
+        ("min.insync.replicas", config.min_in_sync.to_string()),
+        ("unclean.leader.election.enable", "false".to_owned()),
+        // Nothing here is the latest state of a key: all topics are sequences, and what is old goes.
+        ("cleanup.policy", "delete".to_owned()),
+        ("retention.ms", config.kept.as_millis().to_string()),
+        // Retention must not depend on a client's clock.
+        ("message.timestamp.type", "LogAppendTime".to_owned()),
+    ]
+}
 
 /// Who makes topics and trims them.
 pub(super) struct Admin {
@@ -31,19 +64,12 @@ impl Admin {
     pub(super) async fn create(&self, config: &Config, partitions: u32) -> Result<(), Error> {
         let count = i32::try_from(partitions).map_err(|_| Error::Broken(format!("{partitions} partitions")))?;
         let names: Vec<String> = Topic::ALL.into_iter().map(|topic| config.topic(topic)).collect();
-        let in_sync = config.min_in_sync.to_string();
-        let kept_ms = config.kept.as_millis().to_string();
+        let settings = settings(config);
         let topics: Vec<NewTopic> = names
             .iter()
             .map(|name| {
-                NewTopic::new(name, count, TopicReplication::Fixed(config.replication))
-                    .set("min.insync.replicas", &in_sync)
-                    .set("unclean.leader.election.enable", "false")
-                    // Nothing here is the latest state of a key: all topics are sequences, and what is old goes.
-                    .set("cleanup.policy", "delete")
-                    .set("retention.ms", &kept_ms)
-                    // Retention must not depend on a client's clock.
-                    .set("message.timestamp.type", "LogAppendTime")
+                let topic = NewTopic::new(name, count, TopicReplication::Fixed(config.replication));
+                settings.iter().fold(topic, |topic, (setting, value)| topic.set(setting, value))
             })
             .collect();
         let notes = &self.client.inner().context().notes;
@@ -64,6 +90,22 @@ impl Admin {
         Ok(())
     }
 
+    /// The topics with these partitions and copies, and their settings.
+    pub(super) async fn describe(&self, config: &Config, shapes: Vec<Shape>) -> Result<Vec<TopicState>, Error> {
+        let asked: Vec<_> = shapes.iter().map(|(name, ..)| ResourceSpecifier::Topic(name)).collect();
+        let notes = &self.client.inner().context().notes;
+        let described = self.client.describe_configs(&asked, &Self::options()).await;
+        let described = described.map_err(|error| fault("describe topics", &error, notes))?;
+        let state = |((name, partitions, replication), described): (Shape, Result<ConfigResource, Code>)| {
+            let described = described.map_err(|code| fault("describe topics", &KafkaError::AdminOp(code), notes))?;
+            let has = |name| described.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+            let settings = settings(config).into_iter().map(|(name, wanted)| (name, has(name), wanted)).collect();
+            Ok(TopicState { name, partitions, replication, settings })
+        };
+        // Answers come in the order of the questions.
+        shapes.into_iter().zip(described).map(state).collect()
+    }
+
     /// Forgets records below `before`, which is not beyond the end.
     pub(super) async fn trim(&self, topic: &str, partition: Partition, before: Offset) -> Result<(), Error> {
         let mut offsets = rdkafka::TopicPartitionList::new();
@@ -76,6 +118,20 @@ impl Admin {
         let done = done.map_err(|error| fault("trim", &error, notes))?;
         done.elements().iter().try_for_each(|element| element.error().map_err(|error| fault("trim", &error, notes)))
     }
+}
+
+/// A topic's name, how many partitions it has, and how many copies of the one that has fewest.
+pub(super) type Shape = (String, usize, usize);
+
+/// The shapes of the topics that are there.
+pub(super) fn shapes(config: &Config, metadata: &Metadata) -> Vec<Shape> {
+    let shape = |topic| {
+        let name = config.topic(topic);
+        let found = metadata.topics().iter().find(|found| found.name() == name && found.error().is_none())?;
+        let copies = found.partitions().iter().map(|partition| partition.replicas().len()).min();
+        Some((name, found.partitions().len(), copies.unwrap_or_default()))
+    };
+    Topic::ALL.into_iter().filter_map(shape).collect()
 }
 
 /// How many partitions all topics have; 0 where none is there yet, and none where only some are.

@@ -863,6 +863,7 @@ pub async fn the_number_of_partitions_is_fixed_for_ever<E: Engine>() {
     let mut engine = E::start().await;
     for _ in 0..2 {
         let log = engine.log();
+        assert_eq!(log.partitions(), PARTITIONS, "also of what an earlier life has made");
         log.create(PARTITIONS).await.unwrap();
         let error = log.create(PARTITIONS + 1).await.unwrap_err();
         assert!(matches!(error, Error::Broken(_)), "{error}");
