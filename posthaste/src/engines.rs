@@ -1,12 +1,15 @@
 //! Which engines hold the log and the store: the only place that chooses them, for who serves and for who does something
 //! beside. Makes nothing on Kafka or in Cassandra: an operator does, with `posthaste admin topics` and `admin tables`.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use prometheus::Registry;
-use schemas::Clock;
+use schemas::{Clock, Offset, Partition, Topic};
 use store::Store;
 use store::cassandra::{CassandraStore, OpenError};
 use store::sqlite::SqliteStore;
@@ -15,6 +18,7 @@ use stream::embedded::{DirLock, EmbeddedLog};
 use stream::kafka::KafkaLog;
 
 use crate::config::Settings;
+use crate::kafka;
 
 /// Makes the data directory, where anything is to be in it.
 pub fn prepare(settings: &Settings) -> anyhow::Result<()> {
@@ -42,14 +46,55 @@ pub async fn open_log(settings: &Settings, registry: &Registry) -> anyhow::Resul
         Some(_) => None,
         None => Some(DirLock::take(&settings.data).context("can't use the data directory")?),
     };
+    Ok((Arc::new(open_kafka(kafka, settings.partitions).await?), lock))
+}
+
+/// The log on Kafka, with all of its topics.
+async fn open_kafka(kafka: &kafka::Settings, partitions: u32) -> anyhow::Result<KafkaLog> {
     let log = KafkaLog::connect(kafka.config()?).await.context("can't reach the log")?;
     match log.partitions() {
-        found if found == settings.partitions => Ok((Arc::new(log), lock)),
+        found if found == partitions => Ok(log),
         0 => bail!("topics are missing on Kafka: make them with `posthaste admin topics`"),
         found => bail!(
-            "the topics on Kafka have {found} partitions and the settings say {}: the count is fixed for ever, set it back",
-            settings.partitions
+            "the topics on Kafka have {found} partitions and the settings say {partitions}: the count is fixed for ever, set it back"
         ),
+    }
+}
+
+/// Where the log's partitions begin and end.
+pub type Extents = HashMap<(Topic, Partition), Range<Offset>>;
+
+/// How far the log reaches, for who looks at it beside whoever serves.
+pub enum Reach {
+    /// In the directory.
+    Directory(PathBuf),
+    /// On Kafka.
+    Kafka(KafkaLog),
+}
+
+impl Reach {
+    /// Finds the log.
+    pub async fn new(settings: &Settings) -> anyhow::Result<Self> {
+        Ok(match &settings.kafka {
+            Some(kafka) => Self::Kafka(open_kafka(kafka, settings.partitions).await?),
+            None => Self::Directory(settings.data.clone()),
+        })
+    }
+
+    /// How far it reaches now, in all durable partitions at least.
+    pub async fn extents(&self) -> anyhow::Result<Extents> {
+        let log = match self {
+            Self::Directory(data) => return Ok(stream::embedded::extents(data)?),
+            Self::Kafka(log) => log,
+        };
+        let mut extents = HashMap::new();
+        for partition in (0..log.partitions()).map(Partition) {
+            for topic in Topic::ALL.into_iter().filter(|topic| topic.is_durable()) {
+                let extent = log.start(topic, partition).await?..log.end(topic, partition).await?;
+                extents.insert((topic, partition), extent);
+            }
+        }
+        Ok(extents)
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use schemas::Clock as _;
 use store::shut_outs::{Network, SHUT_OUTS_MAX, ShutOut, Subject};
@@ -71,7 +72,7 @@ pub fn run(flags: &Flags, command: &Command) -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let lifted = match command {
-        Command::Verify => return verify::run(&settings.data),
+        Command::Verify => return verify::run(&settings),
         Command::Topics => return drive(setup::topics(&settings)),
         Command::Tables => return drive(setup::tables(&settings)),
         Command::Blocks { command: None | Some(Blocks::List) } => None,
@@ -84,17 +85,17 @@ pub fn run(flags: &Flags, command: &Command) -> ExitCode {
     drive(blocks(&settings, lifted))
 }
 
-/// Does what has to wait for others.
+/// Does what has to wait for others, with status 1 where it can't be done.
 fn drive(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
-    let done = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| anyhow::Error::new(error).context("can't start the runtime"))
-        .and_then(|runtime| runtime.block_on(work));
-    done.unwrap_or_else(|error| {
+    wait(work).unwrap_or_else(|error| {
         eprintln!("posthaste: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn wait<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("can't start the runtime")?.block_on(work)
 }
 
 fn refuse(why: &dyn std::fmt::Display) -> ExitCode {

@@ -8,11 +8,13 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
+use std::time::Duration;
 
 use common::{Server, at, command, history};
 use engines::cassandra::{Cassandra, Options};
 use engines::kafka::Kafka;
 use rustix::process::Signal;
+use scylla::client::session_builder::SessionBuilder;
 use serde_json::json;
 use testkit::client::Api;
 
@@ -115,13 +117,37 @@ async fn topics_and_tables_are_made_by_an_operator_and_what_was_accepted_outlive
     let (seqs, mut texts) = history(&bob, &room).await;
     assert!(seqs.iter().copied().eq(1..=seqs.len() as u64), "dense: {seqs:?}");
     let mut all: Vec<String> = (0..SENT).map(|text| text.to_string()).chain(["hello".to_owned()]).collect();
-    (texts.sort(), all.sort());
+    texts.sort();
+    all.sort();
     assert_eq!(texts, all, "each once");
 
     assert_eq!(setup.done(&["blocks"]).lines().count(), 1, "nobody is shut out");
+    // Beside the server, clean at any time, and in a moment it has everything.
+    let all = format!("clean: 1 rooms, {} events\n", seqs.len());
+    let archived = async {
+        while setup.done(&["verify"]) != all {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), archived).await.unwrap();
     server.signal(Signal::TERM);
     assert_eq!(server.end().code(), Some(0));
+    assert_eq!(setup.done(&["verify"]), all);
     assert!(!Path::new(&setup.data).exists(), "no directory is needed");
+
+    // Without an event behind its back, and with an archive that has come further than its log.
+    let session = SessionBuilder::new().known_nodes(cassandra.contact_points()).build().await.unwrap();
+    let behind = format!("DELETE FROM posthaste.events WHERE room = {room} AND bucket = 0 AND seq = 7");
+    session.query_unpaged(behind, ()).await.unwrap();
+    let ahead = "UPDATE posthaste.progress SET position = 1000000 WHERE topic = 'events' AND number = 0";
+    session.query_unpaged(ahead, ()).await.unwrap();
+    let output = setup.admin(&["verify"], &[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let [progress, hole, verdict] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+    assert!(progress.starts_with("the archive of events/0 stands at 1000000, the log has "), "{said}");
+    assert_eq!(hole, format!("room {room} seq 8: expected seq 7 here: what is between is missing"));
+    assert!(verdict.starts_with("broken: 2 breaches in 1 rooms, "), "{said}");
 }
 
 /// Each step before the next is refused with the command that mends it; twice is as good as once.

@@ -60,6 +60,9 @@ pub trait Rooms: Send + Sync + 'static {
     ) -> Result<bool, Error>;
     /// The room that appeared with this handle.
     async fn room_by_handle(&self, handle: &str) -> Result<Option<RoomId>, Error>;
+    /// Ids of all rooms of which a row, a member or an event is kept, each once: at most `limit` of those after `after`, in
+    /// an order of the engine's own. For whoever reads everything through; what is written meanwhile may be in it or not.
+    async fn all_rooms(&self, after: Option<RoomId>, limit: usize) -> Result<Vec<RoomId>, Error>;
 }
 
 /// A room entering or leaving a person's list, versioned by the room's seq (I5).

@@ -15,8 +15,8 @@ pub struct StoredRoom {
     pub info: Option<Found<RoomInfo>>,
     /// Everyone's standing.
     pub members: Vec<(UserId, Found<Member>)>,
-    /// How many command ids are indexed.
-    pub commands: u64,
+    /// How many command ids are indexed; `None` where the engine can't count them.
+    pub commands: Option<u64>,
     /// The largest of them, as it is kept.
     pub largest_command: Option<CommandId>,
 }

@@ -1,7 +1,7 @@
 //! Rooms, members, lists and handles in Cassandra. A room's own row is written after the rows that lead to it, and whatever
 //! leads somewhere is held against it when it is read: so neither a crash in between nor an older archiver misleads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use schemas::message::RoomVisibility;
@@ -20,6 +20,18 @@ const SHARDS: i32 = 16;
 const SPARE: usize = 16;
 /// A claim of a handle outlives its end by so long, s: whose clock is slow shall still find it.
 const CLAIM_KEPT_S: i64 = 24 * 60 * 60;
+/// The rooms with a row, with a member, and with an event, by token: the first ones, and those after one.
+const ALL_ROOMS: [(&str, &str); 3] = [
+    ("SELECT id, token(id) FROM rooms LIMIT ?", "SELECT id, token(id) FROM rooms WHERE token(id) > token(?) LIMIT ?"),
+    (
+        "SELECT DISTINCT room, token(room) FROM members LIMIT ?",
+        "SELECT DISTINCT room, token(room) FROM members WHERE token(room) > token(?) LIMIT ?",
+    ),
+    (
+        "SELECT room, token(room) FROM room_heads LIMIT ?",
+        "SELECT room, token(room) FROM room_heads WHERE token(room) > token(?) LIMIT ?",
+    ),
+];
 /// Keys of one `IN`.
 const IN_MAX: usize = 100;
 
@@ -292,5 +304,20 @@ impl Rooms for CassandraStore {
 
     async fn room_by_handle(&self, handle: &str) -> Result<Option<RoomId>, Error> {
         self.room_with(&fold_case(handle)).await
+    }
+
+    async fn all_rooms(&self, after: Option<RoomId>, limit_to: usize) -> Result<Vec<RoomId>, Error> {
+        // Each table has its rooms by token, so that the first of all are among the first of each. Two rooms of one token
+        // (1 in 2^64) at the end of a page would lose the second.
+        let read = |(first, further): (&'static str, &'static str)| async move {
+            let rows = match after {
+                Some(after) => self.cql.rows::<(Uuid, i64)>(further, values![after, limit(limit_to)]).await?,
+                None => self.cql.rows::<(Uuid, i64)>(first, values![limit(limit_to)]).await?,
+            };
+            Ok::<_, Error>(rows)
+        };
+        let rooms = side_by_side(ALL_ROOMS.into_iter().map(read)).await?;
+        let rooms: BTreeSet<(i64, Uuid)> = rooms.concat().into_iter().map(|(room, token)| (token, room)).collect();
+        Ok(rooms.into_iter().take(limit_to).map(|(_, room)| RoomId(room)).collect())
     }
 }

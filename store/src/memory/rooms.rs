@@ -1,5 +1,6 @@
 //! Rooms, members, lists and handles in memory.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use async_trait::async_trait;
@@ -102,6 +103,14 @@ impl Rooms for MemoryStore {
 
     async fn room_by_handle(&self, handle: &str) -> Result<Option<RoomId>, Error> {
         Ok(self.tables().room_with(&fold_case(handle)))
+    }
+
+    async fn all_rooms(&self, after: Option<RoomId>, limit: usize) -> Result<Vec<RoomId>, Error> {
+        let tables = self.tables();
+        let of_members = tables.members.keys().map(|(room, _)| room);
+        let of_events = tables.events.keys().map(|(room, _)| room);
+        let all: BTreeSet<RoomId> = tables.rooms.keys().chain(of_members).chain(of_events).copied().collect();
+        Ok(all.into_iter().filter(|room| after.is_none_or(|after| *room > after)).take(limit).collect())
     }
 }
 

@@ -5,6 +5,7 @@ use rusqlite::{Connection, Row, params};
 use schemas::message::RoomVisibility;
 use schemas::room::{Member, RoomInfo};
 use schemas::{RoomId, Timestamp, UserId};
+use uuid::Uuid;
 
 use super::SqliteStore;
 use super::rows::{all, change, count, integer, json, one, to_json, uuid};
@@ -85,6 +86,17 @@ pub(super) fn directory_query(sort: DirectorySort) -> String {
          WHERE listed = 1 AND (?1 = '' OR instr(name_key, ?1) OR instr(handle_key, ?1))
          ORDER BY {order}, id LIMIT ?2 OFFSET ?3"
     )
+}
+
+/// The room after this one, by id, of which anything is kept.
+pub(super) fn next_room(sql: &Connection, after: Option<RoomId>) -> Result<Option<RoomId>, Error> {
+    let query = "SELECT min(id) FROM (
+        SELECT min(id) AS id FROM rooms WHERE id > ?1 UNION ALL SELECT min(room) FROM events WHERE room > ?1
+        UNION ALL SELECT min(room) FROM commands WHERE room > ?1
+        UNION ALL SELECT min(room) FROM members WHERE room > ?1)";
+    let after = after.as_ref().map_or(&[][..], |room| room.as_bytes());
+    let next = one(sql, query, [after], |row| row.get::<_, Option<[u8; 16]>>(0))?.flatten();
+    Ok(next.map(|id| RoomId(Uuid::from_bytes(id))))
 }
 
 #[async_trait]
@@ -181,5 +193,19 @@ impl Rooms for SqliteStore {
     async fn room_by_handle(&self, handle: &str) -> Result<Option<RoomId>, Error> {
         let handle = fold_case(handle);
         self.readers.read(move |sql| room_with(sql, &handle)).await
+    }
+
+    async fn all_rooms(&self, mut after: Option<RoomId>, limit: usize) -> Result<Vec<RoomId>, Error> {
+        let read = move |sql: &Connection| {
+            let mut rooms = Vec::new();
+            while rooms.len() < limit
+                && let Some(room) = next_room(sql, after)?
+            {
+                rooms.push(room);
+                after = Some(room);
+            }
+            Ok(rooms)
+        };
+        self.readers.read(read).await
     }
 }

@@ -10,6 +10,7 @@ use schemas::{CommandId, Event, Offset, Record, RoomId, UserId};
 use serde::de::DeserializeOwned;
 
 use super::archive::acted;
+use super::rooms::next_room;
 use super::rows::{all, one, seq, unsigned, uuid};
 use super::{FILE_NAME, OpenError, check_sqlite, connect_reader, migrations};
 use crate::Error;
@@ -42,13 +43,7 @@ impl Walk {
 
     /// The room after this one, by id, of which anything is kept.
     pub fn next_room(&self, after: Option<RoomId>) -> Result<Option<RoomId>, Error> {
-        let query = "SELECT min(id) FROM (
-            SELECT min(id) AS id FROM rooms WHERE id > ?1 UNION ALL SELECT min(room) FROM events WHERE room > ?1
-            UNION ALL SELECT min(room) FROM commands WHERE room > ?1
-            UNION ALL SELECT min(room) FROM members WHERE room > ?1)";
-        let after = after.as_ref().map_or(&[][..], |room| room.as_bytes());
-        let next = one(&self.sql, query, [after], |row| row.get::<_, Option<[u8; 16]>>(0))?.flatten();
-        Ok(next.map(|id| RoomId(uuid::Uuid::from_bytes(id))))
+        next_room(&self.sql, after)
     }
 
     /// Hands over a room, then its events by seq. All of it is of one moment.
@@ -70,7 +65,7 @@ impl Walk {
         let commands = one(&snapshot, commands, [id], |row| unsigned(row, 0))?.unwrap_or_default();
         let largest = "SELECT command FROM largest_commands WHERE room = ?1";
         let largest_command = one(&snapshot, largest, [id], |row| uuid(row, 0).map(CommandId))?;
-        let mut state = begin(StoredRoom { info, members, commands, largest_command });
+        let mut state = begin(StoredRoom { info, members, commands: Some(commands), largest_command });
 
         let mut rows = snapshot.prepare_cached("SELECT seq, body FROM events WHERE room = ?1 ORDER BY seq")?;
         let mut rows = rows.query([id])?;

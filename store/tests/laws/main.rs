@@ -115,6 +115,7 @@ macro_rules! laws {
                 rooms::a_claim_ends_at_its_time_unless_its_room_appeared,
                 rooms::a_handle_given_up_is_free_at_once,
                 rooms::a_claim_on_its_way_outlives_other_events_of_its_room,
+                rooms::all_rooms_come_once_each_whatever_is_kept_of_them,
                 shut_outs::a_subject_has_its_last_shut_out_alone_whatever_the_order,
                 shut_outs::a_poll_sees_what_has_changed_since_the_last_one,
                 shut_outs::what_is_lifted_does_not_come_back_by_itself,

@@ -12,7 +12,7 @@ use store::archive::Batch;
 use store::rooms::{DirectorySort, Listing};
 
 use crate::Engine;
-use crate::forms::{at, info, member, room, user};
+use crate::forms::{at, info, member, message, room, user};
 
 async fn put(store: &dyn Store, rooms: impl IntoIterator<Item = RoomInfo>) {
     store.archive(Batch { rooms: rooms.into_iter().collect(), ..Batch::default() }).await.unwrap();
@@ -235,4 +235,29 @@ pub async fn a_claim_on_its_way_outlives_other_events_of_its_room(engine: impl E
     // An ordinary event is archived while the change of handle is still in the log.
     put(&*store, [info(room(1), 2, "one", Some("old"))]).await;
     assert!(!store.claim_handle("new", room(2), at(11), at(20)).await.unwrap());
+}
+
+pub async fn all_rooms_come_once_each_whatever_is_kept_of_them(engine: impl Engine) {
+    let store = engine.store();
+    assert_eq!(store.all_rooms(None, 5).await.unwrap(), []);
+    // Of some all of it, of others a row, a member or an event alone; and some are deleted.
+    let rooms = (1..=20).map(|n| info(room(n), 1, "here", None)).chain([deleted(info(room(21), 2, "gone", None))]);
+    let members = (15..=30).map(|n| (room(n), user(n), member(1, None)));
+    let more = (15..=30).map(|n| (room(n), user(n + 100), member(1, Some(2))));
+    let events = (25..=40).flat_map(|n| [message(room(n), 1, user(1)), message(room(n), 2, user(1))]);
+    let (rooms, members, events) = (rooms.collect(), members.chain(more).collect(), events.collect());
+    store.archive(Batch { rooms, members, events, ..Batch::default() }).await.unwrap();
+    let expected: Vec<_> = (1..=40).map(room).collect();
+    for limit in [1, 7, 40, 100] {
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.all_rooms(after, limit).await.unwrap();
+            assert!(page.len() <= limit);
+            let Some(last) = page.last() else { break };
+            after = Some(*last);
+            seen.extend(page);
+        }
+        seen.sort();
+        assert_eq!(seen, expected, "in pages of {limit}");
+    }
 }
