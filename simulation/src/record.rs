@@ -1,7 +1,7 @@
 //! Writes down what passes between a client and its socket, at the client's end, for the judge. Reads frames off the
 //! bytes (RFC 6455 section 5.2); changes nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Cursor;
 use std::sync::{Arc, OnceLock};
 
@@ -32,6 +32,8 @@ struct Pages {
     trace: u64,
     steps: u64,
     asks: u64,
+    /// Clients that are connected and were told that nothing is missed.
+    live: BTreeSet<ClientId>,
     /// What someone was told before it was durable.
     acted_before_durable: Vec<String>,
 }
@@ -50,10 +52,20 @@ impl Record {
         {
             pages.acted_before_durable.push(format!("acted_before_durable: {room} {seq}: {step:?}"));
         }
+        match step {
+            Step::Live { client } => pages.live.insert(client),
+            Step::Hello { client, .. } | Step::Closed { client } => pages.live.remove(&client),
+            _ => false,
+        };
         pages.steps += 1;
         pages.trace = digest(&[&pages.trace.to_be_bytes(), format!("{step:?}").as_bytes()]);
         tracing::trace!(?step, "seen");
         pages.checker.observe(step);
+    }
+
+    /// Whether a client is connected and misses nothing.
+    pub fn is_live(&self, client: ClientId) -> bool {
+        self.pages.lock().live.contains(&client)
     }
 
     /// How it looks into the log.

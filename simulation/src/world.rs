@@ -632,13 +632,19 @@ impl World {
         }
     }
 
-    /// Waits until every client has sent and heard everything.
+    /// Waits until every client is there, and has sent and heard everything.
     async fn settle(&self) {
         let deadline = Instant::now() + SETTLE;
         let mut why = String::new();
         while Instant::now() < deadline {
             let log = self.state.lock().log.clone();
-            match inside::unsettled(&log, &self.devices).await {
+            // Who comes back later still says then what was received and read.
+            let away = self.devices.iter().find(|device| !self.people.record.is_live(device.id));
+            let open = match away {
+                Some(device) => Some(format!("client {} is not live", device.id.0)),
+                None => inside::unsettled(&log, &self.devices).await,
+            };
+            match open {
                 None => {
                     // A while more: what must not come would come now.
                     sleep(Duration::from_secs(3)).await;
