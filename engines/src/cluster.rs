@@ -339,9 +339,9 @@ impl Cluster {
 [link]
 listen = \"127.0.0.1:{link}\"
 advertise = \"127.0.0.1:{link}\"
-ca_file = {:?}
-certificate_file = {certificate:?}
-key_file = {key:?}
+ca = {:?}
+certificate = {certificate:?}
+key = {key:?}
 ",
                         authority.certificate
                     ),
