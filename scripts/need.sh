@@ -23,7 +23,7 @@ apt() { # tool, packages…
   [ "$(id -u)" = 0 ] || sudo=sudo
   if have apt-get && { [ -z "$sudo" ] || have sudo; }; then
     echo "installing $* (for $tool)" >&2
-    $sudo apt-get install -y -q "$@" >&2 || { $sudo apt-get update -q >&2 && $sudo apt-get install -y -q "$@" >&2; }
+    $sudo apt-get install -y -qq "$@" >&2 || { $sudo apt-get update -qq >&2 && $sudo apt-get install -y -qq "$@" >&2; }
   fi
   have "$tool" || missing "$tool" "Install it with your system's packages (Debian: apt-get install $*)."
 }
