@@ -94,6 +94,7 @@ passed_on!(Rooms {
     StoreRead fn directory(text: &str, sort: DirectorySort, skip: usize, limit: usize) -> Vec<RoomInfo>;
     StoreWrite fn claim_handle(handle: &str, room: RoomId, now: Timestamp, expires_at: Timestamp) -> bool;
     StoreRead fn room_by_handle(handle: &str) -> Option<RoomId>;
+    StoreRead fn all_rooms(after: Option<RoomId>, limit: usize) -> Vec<RoomId>;
 });
 
 passed_on!(Archive {

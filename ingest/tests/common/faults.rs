@@ -261,6 +261,7 @@ passed_on!(Rooms {
     fn directory(text: &str, sort: DirectorySort, skip: usize, limit: usize) -> Vec<RoomInfo>;
     fn claim_handle(handle: &str, room: RoomId, now: Timestamp, expires_at: Timestamp) -> bool;
     fn room_by_handle(handle: &str) -> Option<RoomId>;
+    fn all_rooms(after: Option<RoomId>, limit: usize) -> Vec<RoomId>;
 });
 
 passed_on!(Archive {
