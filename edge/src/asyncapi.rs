@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemas::cluster::Instance;
 use schemas::command::Command;
 use schemas::dead_letter::DeadLetter;
 use schemas::frame::{SUBPROTOCOL, close};
@@ -18,7 +19,7 @@ use serde_json::{Map, Value, json};
 const FORMS: &str = "#/components/schemas/";
 
 /// Every record, by its name: its Avro schema.
-const RECORDS: [(&str, &str); 7] = [
+const RECORDS: [(&str, &str); 8] = [
     (Command::NAME, Command::SCHEMA),
     (Event::NAME, Event::SCHEMA),
     (Outcome::NAME, Outcome::SCHEMA),
@@ -26,6 +27,7 @@ const RECORDS: [(&str, &str); 7] = [
     (Receipt::NAME, Receipt::SCHEMA),
     (Signal::NAME, Signal::SCHEMA),
     (DeadLetter::NAME, DeadLetter::SCHEMA),
+    (Instance::NAME, Instance::SCHEMA),
 ];
 
 /// The whole description.

@@ -64,7 +64,7 @@ fn every_frame_every_topic_and_every_close_code_is_described() {
         assert!(frames.contains(frame), "{frame} of {frames:?}");
     }
     let records: usize = Topic::ALL.iter().map(|topic| names(&api["channels"][topic.name()]["messages"]).len()).sum();
-    assert_eq!(records, 7);
+    assert_eq!(records, 8);
     assert_eq!(names(&api["channels"]["events"]["messages"]), BTreeSet::from(["Event".into(), "Outcome".into()]));
     let codes = names(&api["channels"]["socket"]["x-close-codes"]);
     for code in ["1009", "1012", "1013", "4001", "4003", "4004", "4008", "4500", "4501", "4503", "4504"] {

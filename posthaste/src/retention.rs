@@ -125,7 +125,7 @@ fn time_of(topic: Topic, value: &[u8]) -> Option<Timestamp> {
         Topic::UserEvents => UserEvent::decode(value).map(|event| event.at).ok(),
         Topic::Receipts => Receipt::decode(value).map(|receipt| receipt.at).ok(),
         Topic::DeadLetters => DeadLetter::decode(value).map(|letter| letter.at).ok(),
-        Topic::Commands | Topic::Signals => None,
+        Topic::Commands | Topic::Signals | Topic::Cluster => None,
     }
 }
 

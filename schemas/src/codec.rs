@@ -138,10 +138,13 @@ impl Codec {
 /// Implements [`Record`] for a type by its checked-in schema.
 macro_rules! record {
     ($type:ty, $name:literal, $file:literal) => {
+        $crate::codec::record!($type, $name, $file, [include_str!(concat!("../released/1/", $file))]);
+    };
+    ($type:ty, $name:literal, $file:literal, [$($released:expr),*]) => {
         impl $crate::codec::Record for $type {
             const NAME: &'static str = $name;
             const SCHEMA: &'static str = include_str!(concat!("../avro/", $file));
-            const RELEASED: &'static [&'static str] = &[include_str!(concat!("../released/1/", $file))];
+            const RELEASED: &'static [&'static str] = &[$($released),*];
             fn codec() -> &'static $crate::codec::Codec {
                 static CODEC: std::sync::LazyLock<$crate::codec::Codec> = std::sync::LazyLock::new(|| {
                     $crate::codec::Codec::new(<$type as $crate::Record>::SCHEMA, <$type as $crate::Record>::RELEASED)
@@ -152,6 +155,14 @@ macro_rules! record {
     };
 }
 pub(crate) use record;
+
+/// The same for one that no release has written yet.
+macro_rules! unreleased_record {
+    ($type:ty, $name:literal, $file:literal) => {
+        $crate::codec::record!($type, $name, $file, []);
+    };
+}
+pub(crate) use unreleased_record;
 
 #[cfg(test)]
 mod tests {

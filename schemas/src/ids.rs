@@ -53,6 +53,7 @@ id!(/** One socket, or [`SessionId::NIL`] for a REST call. */ SessionId);
 id!(/** One durable event of a room, a message among them (UUIDv7). */ EventId);
 id!(/** `client_msg_id` or `Idempotency-Key`: the same one never acts twice in a room for a user (I4). */ CommandId);
 id!(/** One edge process; a new one at each start. */ EdgeId);
+id!(/** One process of a cluster; a new one at each start (UUIDv7). */ InstanceId);
 
 /// Namespace of every id that we derive by name (RFC 9562 section 5.5).
 const NAMESPACE: Uuid = Uuid::from_u128(0x9b1d_4c3e_52a7_5f0e_8d61_706f_7374_6861);

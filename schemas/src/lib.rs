@@ -2,6 +2,7 @@
 //! and the bounds that more than one crate relies on. No I/O, no clock, no randomness of its own.
 
 pub mod clock;
+pub mod cluster;
 pub mod codec;
 pub mod command;
 pub mod dead_letter;
@@ -24,6 +25,6 @@ pub use clock::{Clock, Entropy, Timestamp};
 pub use codec::Record;
 pub use command::{Action, Command, ReplyTo};
 pub use event::{Event, EventKind};
-pub use ids::{CommandId, DeviceId, EdgeId, EventId, RoomId, SessionId, UserId};
+pub use ids::{CommandId, DeviceId, EdgeId, EventId, InstanceId, RoomId, SessionId, UserId};
 pub use seq::{Offset, Partition, Seq};
 pub use topic::Topic;

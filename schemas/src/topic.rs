@@ -17,12 +17,21 @@ pub enum Topic {
     Signals,
     /// What could not be processed, keyed as it was.
     DeadLetters,
+    /// Which processes live and what they own, keyed by process and all in partition 0. Only the last few seconds count.
+    Cluster,
 }
 
 impl Topic {
     /// All topics.
-    pub const ALL: [Self; 6] =
-        [Self::Commands, Self::Events, Self::UserEvents, Self::Receipts, Self::Signals, Self::DeadLetters];
+    pub const ALL: [Self; 7] = [
+        Self::Commands,
+        Self::Events,
+        Self::UserEvents,
+        Self::Receipts,
+        Self::Signals,
+        Self::DeadLetters,
+        Self::Cluster,
+    ];
 
     /// Its name in the log.
     pub fn name(self) -> &'static str {
@@ -33,13 +42,14 @@ impl Topic {
             Self::Receipts => "receipts",
             Self::Signals => "signals",
             Self::DeadLetters => "dead-letters",
+            Self::Cluster => "cluster",
         }
     }
 
     /// Whether what is in it must survive a crash. (On Kafka every topic does; the embedded engine keeps the others
     /// in memory.)
     pub fn is_durable(self) -> bool {
-        !matches!(self, Self::Commands | Self::Signals)
+        !matches!(self, Self::Commands | Self::Signals | Self::Cluster)
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use apache_avro::Schema;
 use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
 use schemas::Record;
+use schemas::cluster::Instance;
 use schemas::codec::CodecError;
 use schemas::command::Command;
 use schemas::dead_letter::DeadLetter;
@@ -41,6 +42,7 @@ fn forms() -> Vec<Form> {
         form::<Receipt>("receipt"),
         form::<Signal>("signal"),
         form::<DeadLetter>("dead_letter"),
+        form::<Instance>("instance"),
     ]
 }
 

@@ -3,10 +3,11 @@
 #![expect(clippy::expect_used, reason = "a form that can't be read back fails")]
 
 use proptest::prelude::*;
+use schemas::cluster::{self, Instance, Owned};
 use schemas::command::{Action, Command, ReplyTo};
 use schemas::dead_letter::DeadLetter;
 use schemas::event::{Event, EventKind};
-use schemas::ids::{CommandId, EdgeId, EventId, RoomId, SessionId, UserId};
+use schemas::ids::{CommandId, EdgeId, EventId, InstanceId, RoomId, SessionId, UserId};
 use schemas::message::{
     Content, MemberChange, Membership, Message, Role, RoomHistory, RoomKind, RoomPatch, RoomVisibility, Settings,
 };
@@ -14,7 +15,7 @@ use schemas::outcome::{Done, Outcome, RejectCode, Rejected};
 use schemas::receipt::Receipt;
 use schemas::signal::{Signal, SignalKind};
 use schemas::user_event::{RoomEntry, UserEvent};
-use schemas::{Offset, Record, Seq, Timestamp};
+use schemas::{Offset, Partition, Record, Seq, Timestamp};
 use uuid::Uuid;
 
 macro_rules! uuid_of {
@@ -30,6 +31,7 @@ uuid_of!(event_id, EventId);
 uuid_of!(command_id, CommandId);
 uuid_of!(edge, EdgeId);
 uuid_of!(session, SessionId);
+uuid_of!(instance_id, InstanceId);
 
 fn seq() -> impl Strategy<Value = Seq> {
     (0..u64::from(u32::MAX)).prop_map(Seq)
@@ -208,6 +210,23 @@ fn dead_letter() -> impl Strategy<Value = DeadLetter> {
     )
 }
 
+fn instance() -> impl Strategy<Value = Instance> {
+    let owned = (0..u64::MAX / 2, any::<u32>());
+    let owned = owned.prop_map(|(epoch, partition)| Owned { epoch, partition: Partition(partition) });
+    let role = prop::sample::select(cluster::Role::ALL.to_vec());
+    (instance_id(), role, ".{0,20}", time(), time(), prop::collection::vec(owned, 0..9), any::<bool>()).prop_map(
+        |(id, role, address, started_at, at, owned, leaving)| Instance {
+            id,
+            role,
+            address,
+            started_at,
+            at,
+            owned,
+            leaving,
+        },
+    )
+}
+
 /// Round trip, and that no other bytes than a whole record decode.
 fn holds<T: Record + PartialEq + std::fmt::Debug>(form: &T, noise: &[u8]) {
     let bytes = form.encode();
@@ -231,6 +250,7 @@ proptest! {
         receipt in receipt(),
         signal in signal(),
         dead_letter in dead_letter(),
+        instance in instance(),
         noise in prop::collection::vec(any::<u8>(), 0..300),
     ) {
         holds(&command, &noise);
@@ -240,6 +260,7 @@ proptest! {
         holds(&receipt, &noise);
         holds(&signal, &noise);
         holds(&dead_letter, &noise);
+        holds(&instance, &noise);
     }
 }
 
@@ -307,6 +328,15 @@ fn the_bytes_of_each_form_never_change() {
         at: Timestamp(10),
         value: vec![1, 2, 3],
     };
+    let instance = Instance {
+        id: InstanceId(id(7)),
+        role: cluster::Role::Fanout,
+        address: "10.0.0.7:7400".into(),
+        started_at: Timestamp(9),
+        at: Timestamp(10),
+        owned: vec![Owned { epoch: 3, partition: Partition(5) }],
+        leaving: false,
+    };
     let lines = [
         ("command", command.encode()),
         ("event", event.encode()),
@@ -315,6 +345,7 @@ fn the_bytes_of_each_form_never_change() {
         ("receipt", receipt.encode()),
         ("signal", signal.encode()),
         ("dead_letter", dead_letter.encode()),
+        ("instance", instance.encode()),
     ]
     .map(|(name, bytes)| {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -23,7 +23,7 @@ pub async fn topics(settings: &Settings) -> anyhow::Result<ExitCode> {
     log.create(settings.partitions).await.context("can't make the topics")?;
     let topics = log.topics().await.context("can't look at the topics")?;
     let width = topics.iter().map(|topic| topic.name.len()).max().unwrap_or_default();
-    println!("{:<width$}  partitions  replication  min.insync  cleanup  retention", "topic");
+    println!("{:<width$}  partitions  replication  min.insync  cleanup         retention", "topic");
     let mut differences = Vec::new();
     for topic in &topics {
         let retention = match topic.setting("retention.ms") {
@@ -31,7 +31,7 @@ pub async fn topics(settings: &Settings) -> anyhow::Result<ExitCode> {
             ms => ms.parse::<u64>().map_or_else(|_| ms.to_owned(), |ms| format!("{} s", ms / 1_000)),
         };
         println!(
-            "{:<width$}  {:>10}  {:>11}  {:>10}  {:<7}  {retention}",
+            "{:<width$}  {:>10}  {:>11}  {:>10}  {:<14}  {retention}",
             topic.name,
             topic.partitions,
             topic.replication,

@@ -60,6 +60,7 @@ fn code(topic: Topic) -> i64 {
         Topic::Receipts => 3,
         Topic::Signals => 4,
         Topic::DeadLetters => 5,
+        Topic::Cluster => 6,
     }
 }
 

@@ -1,5 +1,7 @@
 //! The topics: their settings, and that their partitions are as many as ever.
 
+use std::time::Duration;
+
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -30,18 +32,34 @@ impl TopicState {
     }
 }
 
-/// What topics are made with, and held to, by Kafka's names.
-fn settings(config: &Config) -> [(&'static str, String); 5] {
-    [
+/// What a topic is made with, and held to, by Kafka's names.
+fn settings(config: &Config, topic: Topic) -> Vec<(&'static str, String)> {
+    let mut settings = vec![
         ("min.insync.replicas", config.min_in_sync.to_string()),
         ("unclean.leader.election.enable", "false".to_owned()),
-        // Nothing here is the latest state of a key: all topics are sequences, and what is old goes.
-        ("cleanup.policy", "delete".to_owned()),
-        ("retention.ms", config.kept.as_millis().to_string()),
         // Retention must not depend on a client's clock.
         ("message.timestamp.type", "LogAppendTime".to_owned()),
-    ]
+    ];
+    match topic {
+        // The latest of each process, and not for long: what it says counts for seconds, the rest is for people who look.
+        // Segments are closed often, which is what compaction and retention wait for.
+        Topic::Cluster => settings.extend([
+            ("cleanup.policy", "compact,delete".to_owned()),
+            ("retention.ms", CLUSTER_KEPT.as_millis().to_string()),
+            ("segment.ms", CLUSTER_SEGMENT.as_millis().to_string()),
+        ]),
+        // All others are sequences, and what is old goes.
+        _ => settings.extend([
+            ("cleanup.policy", "delete".to_owned()),
+            ("retention.ms", config.kept.as_millis().to_string()),
+        ]),
+    }
+    settings
 }
+
+/// How long a record of `cluster` is kept, and how long a segment of it is written to.
+const CLUSTER_KEPT: Duration = Duration::from_secs(60 * 60);
+const CLUSTER_SEGMENT: Duration = Duration::from_secs(10 * 60);
 
 /// Who makes topics and trims them.
 pub(super) struct Admin {
@@ -63,11 +81,11 @@ impl Admin {
     /// Creates the topics that are missing.
     pub(super) async fn create(&self, config: &Config, partitions: u32) -> Result<(), Error> {
         let count = i32::try_from(partitions).map_err(|_| Error::Broken(format!("{partitions} partitions")))?;
-        let names: Vec<String> = Topic::ALL.into_iter().map(|topic| config.topic(topic)).collect();
-        let settings = settings(config);
-        let topics: Vec<NewTopic> = names
+        let made = |topic| (config.topic(topic), settings(config, topic));
+        let topics: Vec<(String, Vec<(&str, String)>)> = Topic::ALL.into_iter().map(made).collect();
+        let topics: Vec<NewTopic> = topics
             .iter()
-            .map(|name| {
+            .map(|(name, settings)| {
                 let topic = NewTopic::new(name, count, TopicReplication::Fixed(config.replication));
                 settings.iter().fold(topic, |topic, (setting, value)| topic.set(setting, value))
             })
@@ -92,15 +110,17 @@ impl Admin {
 
     /// The topics with these partitions and copies, and their settings.
     pub(super) async fn describe(&self, config: &Config, shapes: Vec<Shape>) -> Result<Vec<TopicState>, Error> {
-        let asked: Vec<_> = shapes.iter().map(|(name, ..)| ResourceSpecifier::Topic(name)).collect();
+        let names: Vec<String> = shapes.iter().map(|(topic, ..)| config.topic(*topic)).collect();
+        let asked: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
         let notes = &self.client.inner().context().notes;
         let described = self.client.describe_configs(&asked, &Self::options()).await;
         let described = described.map_err(|error| fault("describe topics", &error, notes))?;
-        let state = |((name, partitions, replication), described): (Shape, Result<ConfigResource, Code>)| {
+        let state = |((topic, partitions, replication), described): (Shape, Result<ConfigResource, Code>)| {
             let described = described.map_err(|code| fault("describe topics", &KafkaError::AdminOp(code), notes))?;
             let has = |name| described.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
-            let settings = settings(config).into_iter().map(|(name, wanted)| (name, has(name), wanted)).collect();
-            Ok(TopicState { name, partitions, replication, settings })
+            let wanted = settings(config, topic).into_iter();
+            let settings = wanted.map(|(name, wanted)| (name, has(name), wanted)).collect();
+            Ok(TopicState { name: config.topic(topic), partitions, replication, settings })
         };
         // Answers come in the order of the questions.
         shapes.into_iter().zip(described).map(state).collect()
@@ -120,8 +140,8 @@ impl Admin {
     }
 }
 
-/// A topic's name, how many partitions it has, and how many copies of the one that has fewest.
-pub(super) type Shape = (String, usize, usize);
+/// A topic, how many partitions it has, and how many copies of the one that has fewest.
+pub(super) type Shape = (Topic, usize, usize);
 
 /// The shapes of the topics that are there.
 pub(super) fn shapes(config: &Config, metadata: &Metadata) -> Vec<Shape> {
@@ -129,7 +149,7 @@ pub(super) fn shapes(config: &Config, metadata: &Metadata) -> Vec<Shape> {
         let name = config.topic(topic);
         let found = metadata.topics().iter().find(|found| found.name() == name && found.error().is_none())?;
         let copies = found.partitions().iter().map(|partition| partition.replicas().len()).min();
-        Some((name, found.partitions().len(), copies.unwrap_or_default()))
+        Some((topic, found.partitions().len(), copies.unwrap_or_default()))
     };
     Topic::ALL.into_iter().filter_map(shape).collect()
 }
