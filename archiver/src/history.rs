@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use futures_util::future::try_join_all;
 use moka::future::Cache;
 use parking_lot::Mutex;
+use schemas::cluster::Owned;
 use schemas::limits::{BATCH_MAX_BYTES, STREAM_MAX_MISSED};
 use schemas::link::{HistoryPort, Lane, Page, PageFrom, PageQuery, RoomOfUser, Unavailable};
 use schemas::room::{Member, RoomInfo};
@@ -69,6 +70,8 @@ pub(crate) struct History {
     pub config: Config,
     pub metrics: Metrics,
     slots: Vec<Slot>,
+    /// What is this archiver's, as others find it by it.
+    held: watch::Sender<Vec<Owned>>,
     pages: Cache<SpanKey, Span>,
     turns: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
@@ -130,6 +133,7 @@ impl History {
         let slot = || Slot { tail: Mutex::new(None), reached: watch::Sender::new(None) };
         Self {
             slots: (0..deps.log.partitions()).map(|_| slot()).collect(),
+            held: watch::Sender::new(Vec::new()),
             pages: Cache::builder()
                 .max_capacity(config.page_cache_max_bytes)
                 .weigher(|_, span: &Span| {
@@ -160,8 +164,8 @@ impl History {
 
     // The worker's side.
 
-    /// The partition is this archiver's from now on; its archive stands at `archived`.
-    pub(crate) fn open(&self, partition: Partition, archived: Positions) {
+    /// The partition is this archiver's from now on, by this generation of the group; its archive stands at `archived`.
+    pub(crate) fn open(&self, epoch: u64, partition: Partition, archived: Positions) {
         // A stamp of one ownership is never one of another.
         let stamp = self.ownerships.fetch_add(1, Ordering::Relaxed) << 32;
         let budget = self.config.room_cache_max_bytes / self.slots.len().max(1);
@@ -169,6 +173,11 @@ impl History {
         let mut tail = slot.tail.lock();
         *tail = Some(Tail::new(archived, stamp, budget));
         slot.reached.send_replace(Some(Reached { consumed: archived, archived }));
+        drop(tail);
+        self.held.send_modify(|held| {
+            held.retain(|owned| owned.partition != partition);
+            held.push(Owned { epoch, partition });
+        });
     }
 
     /// The partition is another's: what is unarchived here is theirs to consume.
@@ -178,6 +187,13 @@ impl History {
         *tail = None;
         self.breaks.fetch_add(1, Ordering::Relaxed);
         slot.reached.send_replace(None);
+        drop(tail);
+        self.held.send_modify(|held| held.retain(|owned| owned.partition != partition));
+    }
+
+    /// What is this archiver's, as it changes.
+    pub(crate) fn held(&self) -> watch::Receiver<Vec<Owned>> {
+        self.held.subscribe()
     }
 
     /// Every partition is another's.

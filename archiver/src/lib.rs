@@ -59,6 +59,12 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
 }
 
+/// The port without a worker: it owns nothing, so it answers from the store alone, as an archiver does for partitions of
+/// others. It waits up to [`Config::wait_max_ms`] for the store to come as far as a question demands (I8).
+pub fn reader(deps: Deps, config: Config, metrics: Metrics) -> Arc<dyn HistoryPort> {
+    Arc::new(history::History::new(deps, config, metrics))
+}
+
 /// The port that edges ask, and the worker that keeps it knowing: drive [`Worker::run`].
 pub fn new(deps: Deps, config: Config, metrics: Metrics) -> (Arc<dyn HistoryPort>, Worker) {
     let history = Arc::new(history::History::new(deps, config, metrics));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use schemas::cluster::Owned;
 use schemas::dead_letter::DeadLetter;
 use schemas::outcome::Outcome;
 use schemas::receipt::Receipt;
@@ -42,6 +43,11 @@ pub struct Worker {
 impl Worker {
     pub(crate) fn new(history: Arc<History>) -> Self {
         Self { history }
+    }
+
+    /// What this archiver owns, as it changes: what others find it by.
+    pub fn owned(&self) -> watch::Receiver<Vec<Owned>> {
+        self.history.held()
     }
 
     /// Consumes and archives until `shutdown` is true; then what was consumed is written, for a bounded time.
@@ -90,7 +96,7 @@ impl Worker {
                     Ok(Polled::Assigned { epoch, partitions }) => {
                         info!(epoch, partitions = partitions.len(), "the archiver takes partitions over");
                         for partition in partitions {
-                            self.take_over(consumer, partition).await?;
+                            self.take_over(consumer, epoch, partition).await?;
                         }
                     }
                     Ok(Polled::Revoked(partitions)) => {
@@ -126,7 +132,7 @@ impl Worker {
     }
 
     /// I5: the progress that counts is the store's, whatever the group has committed.
-    async fn take_over(&self, consumer: &mut dyn Consumer, partition: Partition) -> Result<(), Error> {
+    async fn take_over(&self, consumer: &mut dyn Consumer, epoch: u64, partition: Partition) -> Result<(), Error> {
         let (log, store) = (&self.history.deps.log, &self.history.deps.store);
         let mut positions = Positions::default();
         for topic in TOPICS {
@@ -140,7 +146,7 @@ impl Worker {
             consumer.seek(topic, partition, progress);
             positions.set(topic, progress);
         }
-        self.history.open(partition, positions);
+        self.history.open(epoch, partition, positions);
         Ok(())
     }
 

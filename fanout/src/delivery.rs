@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemas::cluster::Owned;
 use schemas::link::{Batch, Item, Lane, Registered};
 use schemas::{EdgeId, Offset, Partition, Topic};
 
@@ -96,6 +97,12 @@ impl Delivery {
     /// The partitions that are ours.
     pub fn partitions(&self) -> BTreeSet<Partition> {
         self.slices.keys().map(|(_, partition)| *partition).collect()
+    }
+
+    /// The same with the epoch of each.
+    pub fn owned(&self) -> Vec<Owned> {
+        let rooms = self.slices.iter().filter(|((lane, _), _)| *lane == Lane::Rooms);
+        rooms.map(|((_, partition), slice)| Owned { epoch: slice.epoch, partition: *partition }).collect()
     }
 
     /// Slices still catching up: where they are, and where they must come to.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
+use schemas::cluster::Owned;
 use schemas::dead_letter::DeadLetter;
 use schemas::link::{Batch, EdgePort, FanoutPort, Item, Lane, Registered, Unavailable};
 use schemas::outcome::Outcome;
@@ -46,7 +47,9 @@ pub struct Deps {
 /// Fanout in two parts: the handle that edges call, and the worker that the caller runs.
 pub fn new(deps: Deps, config: Config, metrics: Metrics) -> (Arc<Handle>, Worker) {
     let (sender, requests) = mpsc::unbounded_channel();
+    let owned = watch::Sender::new(Vec::new());
     let handle = Handle {
+        owned: owned.subscribe(),
         log: Arc::clone(&deps.log),
         requests: sender,
         waiting: Semaphore::new(config.waiting_max),
@@ -54,6 +57,7 @@ pub fn new(deps: Deps, config: Config, metrics: Metrics) -> (Arc<Handle>, Worker
     };
     let worker = Worker {
         requests,
+        owned,
         parked: Vec::new(),
         edges: BTreeMap::new(),
         interest: Interest::default(),
@@ -68,6 +72,7 @@ pub fn new(deps: Deps, config: Config, metrics: Metrics) -> (Arc<Handle>, Worker
 
 /// What edges call.
 pub struct Handle {
+    owned: watch::Receiver<Vec<Owned>>,
     log: Arc<dyn Log>,
     /// In the order in which they were called: a key taken back and registered anew must not end as taken back.
     /// Bounded all the same: calls that wait for an answer by `waiting`, the others by what is attached and registered.
@@ -93,6 +98,11 @@ struct Registration {
 }
 
 impl Handle {
+    /// What this fanout owns, as it changes: what others find it by.
+    pub fn owned(&self) -> watch::Receiver<Vec<Owned>> {
+        self.owned.clone()
+    }
+
     /// Sends a request that is answered; a worker that has ended or drops it answers `Unavailable`.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Unavailable> {
         let _waiting = self.waiting.try_acquire().map_err(|_| Unavailable)?;
@@ -175,6 +185,7 @@ pub struct Worker {
     config: Config,
     metrics: Metrics,
     requests: mpsc::UnboundedReceiver<Request>,
+    owned: watch::Sender<Vec<Owned>>,
     /// Registrations in partitions that are still catching up.
     parked: Vec<Registration>,
     edges: BTreeMap<EdgeId, Arc<dyn EdgePort>>,
@@ -213,6 +224,7 @@ impl Worker {
             for partition in self.delivery.partitions() {
                 self.forget(partition);
             }
+            self.tell_owned();
             tokio::select! {
                 () = stopped(&mut shutdown) => return Ok(()),
                 () = sleep(self.config.retry_after()) => {}
@@ -231,9 +243,11 @@ impl Worker {
                 Due::Commit => self.commit(consumer.as_mut()).await?,
                 Due::Polled(Polled::Assigned { epoch, partitions }) => {
                     self.take_over(consumer.as_mut(), epoch, partitions).await?;
+                    self.tell_owned();
                 }
                 Due::Polled(Polled::Revoked(partitions)) => {
                     partitions.into_iter().for_each(|partition| self.forget(partition));
+                    self.tell_owned();
                 }
                 Due::Polled(Polled::Records(fetched)) => self.pass_on(fetched).await,
             }
@@ -332,6 +346,11 @@ impl Worker {
         self.interest.forget_partition(partition);
         // Dropping the answer is `Unavailable`.
         self.parked.retain(|registration| registration.partition != partition);
+    }
+
+    fn tell_owned(&self) {
+        let owned = self.delivery.owned();
+        self.owned.send_if_modified(|told| std::mem::replace(told, owned.clone()) != owned);
     }
 
     /// Hands each edge its part of what has been read, and returns when all have taken theirs.

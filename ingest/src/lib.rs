@@ -17,7 +17,7 @@ use stream::Log;
 
 pub use config::Config;
 pub use metrics::Metrics;
-pub use worker::{GROUP, run};
+pub use worker::{GROUP, run, run_telling};
 
 /// What the role needs from outside.
 #[derive(Clone)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self as futures, StreamExt};
+use schemas::cluster;
 use schemas::dead_letter::DeadLetter;
 use schemas::{Command, Offset, Partition, Record as _, RoomId, Topic};
 use store::Store;
@@ -35,13 +36,22 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Only what no retry mends.
-pub async fn run(
+pub async fn run(deps: Deps, config: Config, metrics: Metrics, shutdown: watch::Receiver<bool>) -> Result<(), Error> {
+    run_telling(deps, config, metrics, watch::Sender::default(), shutdown).await
+}
+
+/// [`run`], telling which partitions have been assigned as they change.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_telling(
     deps: Deps,
     config: Config,
     metrics: Metrics,
+    owned: watch::Sender<Vec<cluster::Owned>>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
-    let worker = Worker { deps, config, metrics };
+    let worker = Worker { deps, config, metrics, owned };
     let mut faults = 0;
     while !*shutdown.borrow() {
         match worker.consume(&mut shutdown, &mut faults).await? {
@@ -54,6 +64,7 @@ pub async fn run(
         }
     }
     worker.observe(&BTreeMap::new());
+    worker.owned.send_replace(Vec::new());
     Ok(())
 }
 
@@ -66,6 +77,7 @@ struct Worker {
     deps: Deps,
     config: Config,
     metrics: Metrics,
+    owned: watch::Sender<Vec<cluster::Owned>>,
 }
 
 /// A partition that this member has been assigned.
@@ -96,6 +108,7 @@ impl Worker {
             Err(error) => return give_up_if_broken(error).map(|()| Next::Rejoin),
         };
         let mut slots: BTreeMap<Partition, Slot> = BTreeMap::new();
+        self.owned.send_replace(Vec::new());
         loop {
             self.observe(&slots);
             let polled = tokio::select! {
@@ -114,11 +127,14 @@ impl Worker {
                 Ok(Polled::Assigned { epoch, partitions }) => {
                     tracing::info!(epoch, partitions = partitions.len(), "assigned");
                     *faults = 0;
+                    let new = partitions.iter().map(|partition| cluster::Owned { epoch, partition: *partition });
+                    self.owned.send_modify(|owned| owned.extend(new));
                     self.take_over(partitions, &mut slots, consumer.as_mut()).await?;
                 }
                 Ok(Polled::Revoked(partitions)) => {
                     tracing::info!(partitions = partitions.len(), "revoked");
                     slots.retain(|partition, _| !partitions.contains(partition));
+                    self.owned.send_modify(|owned| owned.retain(|owned| !partitions.contains(&owned.partition)));
                 }
                 Ok(Polled::Records(fetched)) => self.round(&fetched, &consumer.member(), &mut slots).await,
                 Err(error) => {
