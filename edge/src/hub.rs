@@ -249,6 +249,10 @@ impl EdgePort for Hub {
         self.take(batch);
         Ok(())
     }
+
+    fn register_anew(&self, partitions: &[Partition]) {
+        self.register_again(|partition| partitions.contains(&partition));
+    }
 }
 
 /// The parts of the hub that only need these.

@@ -80,6 +80,12 @@ pub trait EdgePort: Send + Sync {
     fn id(&self) -> EdgeId;
     /// Takes a batch. `Ok` means that it is taken, so that fanout may commit; `Err`, that the edge is gone.
     async fn deliver(&self, batch: Batch) -> Result<(), Unavailable>;
+    /// Said on the edge's own side by what attaches it over a network, after each time: whatever was registered in these
+    /// partitions through an earlier link is gone, so register all of it again. Partitions that are not named have an
+    /// owner who is not at the other end of this link. In one process there is no link to lose.
+    fn register_anew(&self, partitions: &[Partition]) {
+        let _ = partitions;
+    }
 }
 
 /// Fanout, as an edge sees it.

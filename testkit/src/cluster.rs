@@ -297,14 +297,7 @@ impl Cluster {
             }),
         ];
         hub.attach().await?;
-        for partition in (0..PARTITIONS).map(Partition) {
-            for lane in [schemas::link::Lane::Rooms, schemas::link::Lane::Users] {
-                let registered = || hub.deps().fanout.register(hub.id(), lane, partition, &[]);
-                while registered().await.is_err() {
-                    tokio::task::yield_now().await;
-                }
-            }
-        }
+        register_everywhere(&hub, PARTITIONS).await;
         self.running = Some(Running { stop, parts, roles, edge, hub });
         Ok(())
     }
@@ -320,6 +313,17 @@ impl JwksPort for NoNetwork {
     }
 }
 
+/// Returns when the edge hears of every partition.
+pub(crate) async fn register_everywhere(hub: &Hub, partitions: u32) {
+    for partition in (0..partitions).map(Partition) {
+        for lane in [schemas::link::Lane::Rooms, schemas::link::Lane::Users] {
+            while hub.deps().fanout.register(hub.id(), lane, partition, &[]).await.is_err() {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+}
+
 async fn cut_off(task: Task) {
     task.abort();
     // An aborted task tells so; whatever else it may say does not matter any more.
@@ -327,7 +331,7 @@ async fn cut_off(task: Task) {
 }
 
 /// As shipped, but with cheap password hashes and no rate limits: tests of these bring their own.
-fn test_config() -> edge::config::Config {
+pub fn test_config() -> edge::config::Config {
     edge::config::Config {
         limits: None,
         password: PasswordConfig { memory_kib: 64, passes: 1, ..PasswordConfig::default() },

@@ -2,11 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use schemas::link::{Batch, EdgePort, FanoutPort, Lane, Registered, Unavailable};
-use schemas::{EdgeId, Offset, Partition, RoomId, Seq, Topic, UserId};
+use schemas::room::{Member, RoomInfo};
+use schemas::{CommandId, DeviceId, EdgeId, Event, Offset, Partition, RoomId, Seq, Timestamp, Topic, UserId};
+use store::Store;
+use store::accounts::{Account, Accounts, Profile, Taken};
+use store::archive::{Acted, Archive, Batch as Rows, MessageReceipt, Watermarks};
+use store::devices::{Device, Devices, RefreshToken, Revocation, RevocationReason, Rotation, TokenHash};
+use store::keys::{Keys, SigningKey};
+use store::rooms::{DirectorySort, Rooms};
+use store::shut_outs::{ShutOut, ShutOuts, Subject};
 use stream::{Consumer, Error, Fetched, GroupMember, Log, Polled, Producer, Record, Transaction};
 
 /// A kind of call that can be made to fail.
@@ -274,7 +283,105 @@ impl EdgePort for FaultyEdge {
         (self.change)(&mut batch);
         self.inner.deliver(batch).await
     }
+
+    fn register_anew(&self, partitions: &[Partition]) {
+        self.inner.register_anew(partitions);
+    }
 }
+
+/// A store that one process can be cut off from.
+pub struct FaultyStore {
+    inner: Arc<dyn Store>,
+    cut: AtomicBool,
+}
+
+impl FaultyStore {
+    /// Around a store; nothing fails yet.
+    pub fn new(inner: Arc<dyn Store>) -> Self {
+        Self { inner, cut: AtomicBool::new(false) }
+    }
+
+    /// From now on every call fails, or none any more.
+    pub fn cut_off(&self, cut: bool) {
+        self.cut.store(cut, Ordering::SeqCst);
+    }
+}
+
+/// A trait of the store, each call passed on while the store can be reached.
+macro_rules! passed_on {
+    ($trait:ident { $(fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty;)* }) => {
+        #[async_trait]
+        impl $trait for FaultyStore {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$out, store::Error> {
+                if self.cut.load(Ordering::SeqCst) {
+                    return Err(store::Error::Unavailable("cut off".into()));
+                }
+                self.inner.$name($($arg),*).await
+            })*
+        }
+    };
+}
+
+passed_on!(Accounts {
+    fn create_account(account: Account) -> Result<(), Taken>;
+    fn accounts(ids: &[UserId]) -> Vec<Account>;
+    fn account_by_username(username: &str) -> Option<Account>;
+    fn account_by_email(email: &str) -> Option<Account>;
+    fn update_account(id: UserId, username: &str, profile: Profile) -> Result<(), Taken>;
+    fn set_password_hash(id: UserId, hash: &str) -> ();
+    fn touch_accounts(seen: &[(UserId, Timestamp)]) -> ();
+    fn find_accounts(prefix: &str, after: Option<&str>, limit: usize) -> Vec<Account>;
+});
+
+passed_on!(Devices {
+    fn create_device(device: Device, token: RefreshToken) -> ();
+    fn device(id: DeviceId) -> Option<Device>;
+    fn devices_of(user: UserId) -> Vec<Device>;
+    fn rotate(hash: TokenHash, next: TokenHash, expires_at: Timestamp, now: Timestamp) -> Rotation;
+    fn refresh_token(hash: TokenHash) -> Option<RefreshToken>;
+    fn revoke_device(user: UserId, device: DeviceId, at: Timestamp, reason: RevocationReason) -> ();
+    fn revocations(after: u64) -> Vec<Revocation>;
+    fn purge_tokens(before: Timestamp, limit: usize) -> usize;
+    fn purge_revocations(before: Timestamp, limit: usize) -> usize;
+});
+
+passed_on!(Keys {
+    fn signing_keys() -> Vec<SigningKey>;
+    fn add_signing_key(key: SigningKey, newest: Option<String>) -> Vec<SigningKey>;
+    fn retire_signing_key(id: String, at: Timestamp) -> Vec<SigningKey>;
+    fn remove_retired_keys(before: Timestamp) -> Vec<SigningKey>;
+});
+
+passed_on!(Rooms {
+    fn rooms(ids: &[RoomId]) -> Vec<RoomInfo>;
+    fn standings(user: UserId, rooms: &[RoomId]) -> Vec<(RoomId, Member)>;
+    fn members(room: RoomId) -> Vec<(UserId, Member)>;
+    fn members_page(room: RoomId, after: Option<UserId>, limit: usize) -> Vec<(UserId, Member)>;
+    fn rooms_of(user: UserId) -> Vec<RoomId>;
+    fn left_unseen(user: UserId, limit: usize) -> Vec<RoomId>;
+    fn directory(text: &str, sort: DirectorySort, skip: usize, limit: usize) -> Vec<RoomInfo>;
+    fn claim_handle(handle: &str, room: RoomId, now: Timestamp, expires_at: Timestamp) -> bool;
+    fn room_by_handle(handle: &str) -> Option<RoomId>;
+    fn all_rooms(after: Option<RoomId>, limit: usize) -> Vec<RoomId>;
+});
+
+passed_on!(Archive {
+    fn archive(batch: Rows) -> ();
+    fn progress(topic: Topic, partition: Partition) -> Offset;
+    fn events(room: RoomId, after: Seq, before: Seq, limit: usize, newest: bool) -> Vec<Event>;
+    fn acted(keys: &[(RoomId, UserId, CommandId)]) -> Vec<((RoomId, UserId, CommandId), Acted)>;
+    fn largest_command(room: RoomId) -> Option<CommandId>;
+    fn watermarks(user: UserId, rooms: &[RoomId]) -> Vec<(RoomId, Watermarks)>;
+    fn room_watermarks(room: RoomId, limit: usize) -> Vec<(UserId, Watermarks)>;
+    fn message_receipts(room: RoomId, seq: Seq, after: Option<UserId>, limit: usize) -> Vec<MessageReceipt>;
+});
+
+passed_on!(ShutOuts {
+    fn shut_out(entries: Vec<ShutOut>) -> ();
+    fn lift_shut_outs(subject: Option<Subject>, at: Timestamp) -> usize;
+    fn shut_outs(after: u64) -> Vec<ShutOut>;
+    fn purge_shut_outs(before: Timestamp, limit: usize) -> usize;
+});
 
 #[cfg(test)]
 mod tests {

@@ -5,5 +5,6 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod faulty;
+pub mod network;
 pub mod proxy;
 pub mod switch;

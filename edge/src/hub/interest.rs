@@ -126,8 +126,13 @@ impl Hub {
     /// A link to fanout has broken and is back, or is new: what stood at its other end of this edge's interest may be
     /// gone, so all of it is registered anew, and what came meanwhile is asked for (I6).
     pub fn link_was_lost(&self) {
+        self.register_again(|_| true);
+    }
+
+    pub(super) fn register_again(&self, concerns: impl Fn(Partition) -> bool) {
         let mut state = self.state.lock();
-        let heard: Vec<_> = state.lanes.iter().map(|((lane, at), heard)| (*lane, *at, heard.watermark)).collect();
+        let lanes = state.lanes.iter().filter(|((_, at), _)| concerns(*at));
+        let heard: Vec<_> = lanes.map(|((lane, at), heard)| (*lane, *at, heard.watermark)).collect();
         let known = |list: &[(Lane, Partition, Offset)], lane, at| list.iter().any(|it| (it.0, it.1) == (lane, at));
         for (lane, at, watermark) in heard {
             if !known(&state.unregistered, lane, at) {

@@ -49,10 +49,8 @@ fn settings(config: &Config, topic: Topic) -> Vec<(&'static str, String)> {
             ("segment.ms", CLUSTER_SEGMENT.as_millis().to_string()),
         ]),
         // All others are sequences, and what is old goes.
-        _ => settings.extend([
-            ("cleanup.policy", "delete".to_owned()),
-            ("retention.ms", config.kept.as_millis().to_string()),
-        ]),
+        _ => settings
+            .extend([("cleanup.policy", "delete".to_owned()), ("retention.ms", config.kept.as_millis().to_string())]),
     }
     settings
 }
