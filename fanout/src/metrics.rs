@@ -55,9 +55,12 @@ impl Metrics {
             batches: counter("posthaste_fanout_batches_total", "Batches that an edge has taken.")?,
             items: counter("posthaste_fanout_items_total", "Items in the batches that an edge has taken.")?,
             edges_lost: counter("posthaste_fanout_edges_lost_total", "Edges that did not take a batch.")?,
-            dead_letters: counter("posthaste_fanout_dead_letters_total", "Records that could not be read.")?,
-            holes: counter("posthaste_fanout_holes_total", "Events whose predecessor in the room never came.")?,
-            doubles: counter("posthaste_fanout_doubles_total", "Events that came again.")?,
+            dead_letters: counter("posthaste_fanout_dead_letters_total", "Records that could not be passed on.")?,
+            holes: counter(
+                "posthaste_fanout_holes_total",
+                "Events kept back since one before them in the room never came.",
+            )?,
+            doubles: counter("posthaste_fanout_doubles_total", "Events kept back since their seq had come before.")?,
             fanned_out,
         })
     }

@@ -363,7 +363,8 @@ impl Worker {
                 arrived.next = Some(fetched.next);
             }
             for placed in fetched.records.iter() {
-                match decode(fetched.topic, &placed.record.value) {
+                let item = decode(fetched.topic, &placed.record.value);
+                match item.and_then(|item| self.in_its_place(item)) {
                     Ok(item) => arrived.items.push(item),
                     Err(reason) => self.set_aside(fetched, placed, reason).await,
                 }
@@ -515,11 +516,11 @@ impl Worker {
         }
     }
 
-    /// Keeps a record that can't be read where people can look at it, and goes on: holding everyone up would mend
+    /// Keeps a record that can't be passed on where people can look at it, and goes on: holding everyone up would mend
     /// nothing.
     async fn set_aside(&self, fetched: &Fetched, placed: &Placed, reason: String) {
         let (topic, partition, offset) = (fetched.topic, fetched.partition, placed.offset);
-        tracing::error!(%topic, %partition, %offset, reason, "a record can't be read");
+        tracing::error!(%topic, %partition, %offset, reason, "a record can't be passed on");
         self.metrics.dead_letters.inc();
         let letter = DeadLetter {
             topic: topic.name().to_owned(),
@@ -535,22 +536,23 @@ impl Worker {
         }
     }
 
-    /// Looks at an event that all edges have taken: how long it took, and whether it follows the one before.
-    fn observe(&mut self, event: &Event, now_us: i64) {
+    /// An item, unless it is an event that does not follow its room's last: the log breaks I2 there.
+    fn in_its_place(&mut self, item: Item) -> Result<Item, String> {
+        let Item::Event(event) = &item else { return Ok(item) };
+        let Err(breach) = self.density.note(event.room, event.seq) else { return Ok(item) };
+        match breach {
+            Breach::Hole { .. } => self.metrics.holes.inc(),
+            Breach::Double { .. } => self.metrics.doubles.inc(),
+        }
+        tracing::error!(room = %event.room, seq = %event.seq, %breach, "an event breaks its room");
+        Err(breach.to_string())
+    }
+
+    /// Looks at an event that all edges have taken: how long it took.
+    fn observe(&self, event: &Event, now_us: i64) {
         if event.reply_to.is_some() {
             let took = Duration::from_micros(u64::try_from(now_us - event.received_us).unwrap_or(0));
             self.metrics.fanned_out.observe(took.as_secs_f64());
-        }
-        match self.density.note(event.room, event.seq) {
-            Some(Breach::Hole { last }) => {
-                self.metrics.holes.inc();
-                tracing::error!(room = %event.room, seq = %event.seq, %last, "a room's events have a hole");
-            }
-            Some(Breach::Double { last }) => {
-                self.metrics.doubles.inc();
-                tracing::error!(room = %event.room, seq = %event.seq, %last, "a room's event has come again");
-            }
-            None => {}
         }
     }
 

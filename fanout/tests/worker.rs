@@ -16,7 +16,7 @@ use schemas::link::{Batch, EdgePort, FanoutPort, Item, Lane, Registered, Unavail
 use schemas::receipt::Receipt;
 use schemas::signal::{Signal, SignalKind};
 use schemas::user_event::{RoomEntry, UserEvent};
-use schemas::{EdgeId, Offset, Partition, Record, RoomId, Seq, SessionId, Timestamp, Topic, UserId};
+use schemas::{EdgeId, Event, Offset, Partition, Record, RoomId, Seq, SessionId, Timestamp, Topic, UserId};
 use stream::Log;
 use stream::memory::MemoryLog;
 use uuid::Uuid;
@@ -329,14 +329,29 @@ async fn what_can_not_be_read_is_set_aside_and_passed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn holes_and_doubles_in_the_log_are_counted() {
-    let (log, running, _edge) = started().await;
-    for seq in [5, 6, 6, 9] {
-        append_event(&*log, &event(room(1), seq, None)).await;
+async fn holes_and_doubles_in_the_log_are_kept_back_counted_and_set_aside() {
+    let (log, running, edge) = started().await;
+    follow(&running, &edge, room(1)).await;
+    follow(&running, &edge, room(2)).await;
+    for (n, seq) in [(1, 5), (1, 6), (1, 6), (1, 9), (2, 1), (1, 10), (1, 7)] {
+        append_event(&*log, &event(room(n), seq, None)).await;
     }
     rest().await;
+    assert_eq!(edge.heard(), ["event 5", "event 6", "event 1", "event 7"]);
     assert_eq!(running.count("posthaste_fanout_doubles_total"), 1.0);
-    assert_eq!(running.count("posthaste_fanout_holes_total"), 1.0);
+    assert_eq!(running.count("posthaste_fanout_holes_total"), 2.0);
+    assert_eq!(running.count("posthaste_fanout_dead_letters_total"), 3.0);
+    let letters = log.read(Topic::DeadLetters, ALL, Offset(0), 10_000).await.unwrap();
+    let letters: Vec<_> =
+        letters.records.iter().map(|placed| DeadLetter::decode(&placed.record.value).unwrap()).collect();
+    let told: Vec<_> = letters.iter().map(|letter| (letter.offset, letter.reason.as_str())).collect();
+    let expected = [
+        (Offset(2), "double: it has come before; the room's last is 6"),
+        (Offset(3), "hole: events before it are missing; the room's last is 6"),
+        (Offset(5), "hole: events before it are missing; the room's last is 6"),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(Event::decode(&letters[1].value).unwrap().seq, Seq(9), "whole");
 }
 
 #[tokio::test(start_paused = true)]
