@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory fuzz fuzz-merge simulate cluster cluster-stop
+.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory fuzz fuzz-merge simulate cluster cluster-stop cluster-test
 
 # Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
 DATA ?= ./data
@@ -38,7 +38,7 @@ cluster-stop: ## Ends all that `make cluster` has started
 	@scripts/cluster-stop.sh $(CLUSTER)
 
 test: ## Runs every test; each suite prints its time, the last line counts them
-	@scripts/need.sh cargo cc c++ curl jq openssl python3 java setpriv
+	@scripts/need.sh cargo cc c++ curl jq openssl python3 java setpriv haproxy
 	@scripts/test.sh
 
 check: ## Format, lints, documentation, its proofs, dependencies (bans, licences, sources, unused ones)
@@ -72,6 +72,12 @@ contract-test: ## Holds a fresh server against its OpenAPI description with made
 drain-test: build ## Stops the server with SIGTERM STOPS times in DURATION seconds under a verified load
 	@scripts/need.sh curl jq openssl python3
 	BIN=target/release scripts/drain-test.sh
+
+cluster-test: build ## Kills each role, a broker and a node of a cluster with -9 under a verified load, DURATION seconds; SMALL=1
+	@scripts/need.sh curl java python3 setpriv haproxy
+	cargo build --release --locked --bin engines
+	@for list in engines/*.jars; do scripts/jars.sh $$list; done
+	BIN=target/release scripts/cluster-test.sh
 
 crash-test: build ## Kills the server with -9 KILLS times in DURATION seconds under a verified load
 	BIN=target/release scripts/crash-test.sh

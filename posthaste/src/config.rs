@@ -14,7 +14,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::{cassandra, kafka, retention};
+use crate::{cassandra, cluster, kafka, retention};
 
 /// Prefix of the variables. `POSTHASTE_ADMIN_LISTEN` is `admin_listen`; two underscores step into a table.
 const PREFIX: &str = "POSTHASTE_";
@@ -119,6 +119,9 @@ pub struct Settings {
     /// The store in Cassandra; without this it is in the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cassandra: Option<cassandra::Settings>,
+    /// Links between roles in processes of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<cluster::Settings>,
     /// How much of the log is kept, where it is in the directory.
     pub retention: retention::Config,
     /// The store's own, where it is in the directory.
@@ -162,6 +165,7 @@ impl Default for Settings {
             issuers: BTreeMap::new(),
             kafka: None,
             cassandra: None,
+            link: None,
             retention: retention::Config::default(),
             store: store::sqlite::Config::default(),
             ingest: ingest::Config::default(),
@@ -186,6 +190,18 @@ impl Settings {
     /// The files of the certificate and its key, where clients come over TLS.
     pub fn tls(&self) -> Option<(&Path, &Path)> {
         self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
+
+    /// How processes of a cluster reach one another, where this is to be one of them.
+    pub fn link(&self) -> Result<&cluster::Settings, Error> {
+        let needed = [("kafka", self.kafka.is_some()), ("cassandra", self.cassandra.is_some())];
+        if let Some((missing, _)) = needed.iter().find(|(_, there)| !there) {
+            return Err(Error(format!(
+                "{missing} is missing: a role in a process of its own shares log and store with others. `posthaste serve` runs \
+                 all of them in one process"
+            )));
+        }
+        self.link.as_ref().ok_or_else(|| Error("link is missing: name ca, certificate and key".to_owned()))
     }
 
     fn validate(&self) -> Result<(), Error> {
@@ -217,6 +233,9 @@ impl Settings {
         }
         if let Some(cassandra) = &self.cassandra {
             cassandra.validate().map_err(|error| Error(format!("cassandra: {error}")))?;
+        }
+        if let Some(link) = &self.link {
+            link.validate().map_err(|error| Error(format!("link: {error}")))?;
         }
         self.retention.validate().map_err(|error| Error(format!("retention: {error}")))?;
         self.store.validate().map_err(|error| Error(format!("store: {error}")))?;

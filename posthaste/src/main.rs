@@ -3,14 +3,17 @@
 mod admin;
 mod cassandra;
 mod chat;
+mod cluster;
 mod config;
 mod engines;
+mod front;
 mod issuers;
 mod kafka;
 mod lag;
 mod operator;
 mod readers;
 mod retention;
+mod running;
 mod shutdown;
 mod telemetry;
 mod tls;
@@ -19,6 +22,7 @@ mod wiring;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use schemas::cluster::Role;
 
 /// Exit status of a usage or settings error, as clap has it.
 const EXIT_USAGE: u8 = 2;
@@ -35,6 +39,26 @@ struct Cli {
 enum Command {
     /// Serves everything in one process, with its data in one directory, or on Kafka and in Cassandra.
     Serve {
+        #[command(flatten)]
+        flags: config::Flags,
+    },
+    /// Serves clients, as one process of a cluster on Kafka and Cassandra.
+    Edge {
+        #[command(flatten)]
+        flags: config::Flags,
+    },
+    /// Decides what becomes of commands, as one process of a cluster.
+    Ingest {
+        #[command(flatten)]
+        flags: config::Flags,
+    },
+    /// Feeds edges, as one process of a cluster.
+    Fanout {
+        #[command(flatten)]
+        flags: config::Flags,
+    },
+    /// Writes the store and answers for history, as one process of a cluster.
+    Archiver {
         #[command(flatten)]
         flags: config::Flags,
     },
@@ -67,26 +91,41 @@ fn refuse(error: &config::Error) -> ExitCode {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let (flags, print) = match &cli.command {
+    let (flags, role) = match &cli.command {
         Command::Chat { flags } => return chat::run(flags),
         Command::Admin { flags, command } => return operator::run(flags, command),
-        Command::Serve { flags } => (flags, false),
-        Command::Config { flags, print } => (flags, *print),
+        Command::Config { flags, .. } => {
+            return match config::load(flags) {
+                Ok(settings) => {
+                    print!("{}", config::print(&settings));
+                    ExitCode::SUCCESS
+                }
+                Err(error) => refuse(&error),
+            };
+        }
+        Command::Serve { flags } => (flags, None),
+        Command::Edge { flags } => (flags, Some(Role::Edge)),
+        Command::Ingest { flags } => (flags, Some(Role::Ingest)),
+        Command::Fanout { flags } => (flags, Some(Role::Fanout)),
+        Command::Archiver { flags } => (flags, Some(Role::Archiver)),
     };
     let settings = match config::load(flags) {
-        Ok(settings) if print => {
-            print!("{}", config::print(&settings));
-            return ExitCode::SUCCESS;
-        }
         Ok(settings) => settings,
         Err(error) => return refuse(&error),
     };
+    if let (Some(_), Err(error)) = (role, settings.link()) {
+        return refuse(&error);
+    }
     let edge = match settings.edge() {
         Ok(edge) => edge,
         Err(error) => return refuse(&error),
     };
     telemetry::start(&settings);
-    match wiring::serve(settings, edge) {
+    let served = match role {
+        Some(role) => wiring::serve_alone(role, settings, edge),
+        None => wiring::serve(settings, edge),
+    };
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

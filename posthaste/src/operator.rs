@@ -3,6 +3,7 @@
 //! no token. The server sees what has changed with its next poll.
 
 mod setup;
+mod status;
 mod verify;
 
 use std::path::PathBuf;
@@ -43,6 +44,9 @@ pub enum Command {
     /// Makes the keyspace and the tables in Cassandra, or brings them to this program's version; where the store is in the
     /// directory there is nothing to do.
     Tables,
+    /// Which processes of a cluster live, who owns which partitions, and how far each group is behind. Exit status 0: every
+    /// role owns every partition; 1: what is missing was printed.
+    Status,
     /// Reads the archive through: every room dense, chained and indexed. Exit status 0: it is clean; 1: each breach was
     /// printed; 2: it could not be read.
     Verify,
@@ -75,6 +79,7 @@ pub fn run(flags: &Flags, command: &Command) -> ExitCode {
         Command::Verify => return verify::run(&settings),
         Command::Topics => return drive(setup::topics(&settings)),
         Command::Tables => return drive(setup::tables(&settings)),
+        Command::Status => return drive(status::run(&settings)),
         Command::Blocks { command: None | Some(Blocks::List) } => None,
         Command::Blocks { command: Some(Blocks::Lift { key: Some(key), .. }) } => match subject(key, &settings) {
             Some(subject) => Some(Some(subject)),

@@ -2,9 +2,17 @@
 
 use schemas::Topic;
 
-/// The groups and what they read.
-pub const GROUPS: [(&str, &[Topic]); 3] =
+/// A group and what it reads.
+pub type Group = (&'static str, &'static [Topic]);
+
+/// All of them.
+pub const GROUPS: [Group; 3] =
     [(ingest::GROUP, &[Topic::Commands]), (fanout::GROUP, &fanout::TOPICS), (archiver::GROUP, &archiver::TOPICS)];
+
+/// One of them.
+pub fn of_group(name: &str) -> Vec<Group> {
+    GROUPS.into_iter().filter(|(group, _)| *group == name).collect()
+}
 
 /// The groups that read a topic.
 pub fn of(topic: Topic) -> impl Iterator<Item = &'static str> {

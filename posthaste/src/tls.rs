@@ -3,7 +3,7 @@
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,14 +21,10 @@ pub struct Certificate {
     tls: Arc<Tls>,
 }
 
-/// What changes when a file does, however it is replaced.
-type Stamp = Option<(u64, u64, i64, i64)>;
-
 impl Certificate {
     /// Reads both files.
     pub fn open(certificate: PathBuf, key: PathBuf) -> anyhow::Result<Self> {
-        let (certificate_text, key_text) = read(&certificate, &key)?;
-        let tls = Tls::new(&certificate_text, &key_text)
+        let tls = Tls::new(&read(&certificate)?, &read(&key)?)
             .with_context(|| format!("{} and {}", certificate.display(), key.display()))?;
         Ok(Self { certificate, key, tls: Arc::new(tls) })
     }
@@ -40,36 +36,41 @@ impl Certificate {
 
     /// Follows the files. Never ends.
     pub async fn watch(self) -> anyhow::Result<()> {
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut known = self.stamps();
-        loop {
-            let asked = tokio::select! {
-                _ = hangup.recv() => true,
-                () = tokio::time::sleep(LOOK) => false,
-            };
-            let stamps = self.stamps();
-            if asked || stamps != known {
-                known = stamps;
-                match self.reload() {
-                    Ok(()) => tracing::info!("the certificate is exchanged"),
-                    Err(error) => tracing::error!("the old certificate goes on, the new one can't be used: {error:#}"),
-                }
-            }
-        }
-    }
-
-    fn reload(&self) -> anyhow::Result<()> {
-        let (certificate, key) = read(&self.certificate, &self.key)?;
-        Ok(self.tls.replace(&certificate, &key)?)
-    }
-
-    fn stamps(&self) -> [Stamp; 2] {
-        let stamp = |file: Metadata| (file.ino(), file.size(), file.mtime(), file.mtime_nsec());
-        [&self.certificate, &self.key].map(|path| std::fs::metadata(path).ok().map(stamp))
+        let files = [self.certificate.clone(), self.key.clone()];
+        follow(&files, || Ok(self.tls.replace(&read(&self.certificate)?, &read(&self.key)?)?)).await
     }
 }
 
-fn read(certificate: &PathBuf, key: &PathBuf) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
-    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
-    Ok((read(certificate)?, read(key)?))
+/// What changes when a file does, however it is replaced.
+type Stamp = Option<(u64, u64, i64, i64)>;
+
+fn stamp(file: &PathBuf) -> Stamp {
+    let file: Metadata = std::fs::metadata(file).ok()?;
+    Some((file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
+}
+
+/// Takes a certificate anew whenever one of its files has changed or a SIGHUP says so. Never ends.
+pub async fn follow(files: &[PathBuf], reload: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let stamps = || files.iter().map(stamp).collect::<Vec<_>>();
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut known = stamps();
+    loop {
+        let asked = tokio::select! {
+            _ = hangup.recv() => true,
+            () = tokio::time::sleep(LOOK) => false,
+        };
+        let now = stamps();
+        if asked || now != known {
+            known = now;
+            match reload() {
+                Ok(()) => tracing::info!("the certificate is exchanged"),
+                Err(error) => tracing::error!("the old certificate goes on, the new one can't be used: {error:#}"),
+            }
+        }
+    }
+}
+
+/// What a file holds.
+pub fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| format!("can't read {}", file.display()))
 }

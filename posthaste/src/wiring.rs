@@ -1,53 +1,136 @@
-//! Puts the roles together: the only place that spawns, and knows in which order things start and stop. Decides nothing
-//! about messages.
+//! Puts the roles together, in one process or each in its own: the only place that knows what stands on what. Decides
+//! nothing about messages.
 
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use edge::auth::password::Argon2Pool;
-use edge::hub::Hub;
-use edge::metrics::HubMetrics;
-use futures_util::future::select_all;
+use anyhow::Context;
+use link::{Directory, Links, Me, Services, Tls, announce};
 use prometheus::Registry;
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
-use schemas::link::{FanoutPort, HistoryPort, Lane};
-use schemas::{Clock, EdgeId, Entropy, Partition, Topic};
+use schemas::cluster::{Owned, Role};
+use schemas::ids::InstanceId;
+use schemas::link::HistoryPort;
+use schemas::{Clock, EdgeId, Entropy};
+use store::Store;
 use stream::Log;
+use stream::embedded::DirLock;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
-use crate::admin::{self, Process, Readiness};
+use crate::cluster;
 use crate::config::Settings;
 use crate::engines;
-use crate::issuers::HttpJwks;
+use crate::front::Front;
 use crate::lag::Lag;
+use crate::readers;
 use crate::retention::{self, Retention};
-use crate::shutdown::Signals;
+use crate::running::{Running, bind};
 use crate::telemetry::{OsEntropy, SystemClock};
-use crate::tls::Certificate;
-
-/// Pause between two looks whether something is so yet, at start and stop: short beside the 2 s that a start may take.
-const POLL: Duration = Duration::from_millis(10);
-
-/// How long requests under way may take at a stop beyond the time in which sockets are sent away.
-const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
 /// How long threads of the runtime may take to end once everything has stopped or failed.
 const RUNTIME_END: Duration = Duration::from_secs(1);
 
-/// Everything in one process, until a signal or a failure ends it.
-pub fn serve(settings: Settings, edge: edge::Config) -> anyhow::Result<()> {
+/// How long a process that has joined its group waits for partitions before it serves without any: joining takes a few
+/// seconds where a member before it has died.
+const SHARE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// The partitions that a role has, as they change.
+type Share = watch::Receiver<Vec<Owned>>;
+
+/// What every role stands on.
+pub struct Ground {
+    /// As they were loaded.
+    pub settings: Settings,
+    /// The log; its topics are there.
+    pub log: Arc<dyn Log>,
+    /// The store; its tables are there.
+    pub store: Arc<dyn Store>,
+    /// The machine's time.
+    pub clock: Arc<dyn Clock>,
+    /// The machine's randomness.
+    pub entropy: Arc<dyn Entropy>,
+    _lock: Option<DirLock>,
+}
+
+impl Ground {
+    async fn open(settings: Settings, registry: &Registry) -> anyhow::Result<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let (log, lock) = engines::open_log(&settings, registry).await?;
+        let store = engines::open_store(&settings, clock.clone(), registry).await?;
+        Ok(Self { settings, log, store, clock, entropy: Arc::new(OsEntropy), _lock: lock })
+    }
+
+    /// An id that nobody else has.
+    fn new_id(&self) -> uuid::Uuid {
+        let mut random = [0; 10];
+        self.entropy.fill(&mut random);
+        schemas::ids::uuid_v7(self.clock.now().0, random)
+    }
+
+    fn archiver_deps(&self) -> archiver::Deps {
+        archiver::Deps { log: self.log.clone(), store: self.store.clone(), clock: self.clock.clone() }
+    }
+
+    fn start_archiver(&self, running: &mut Running) -> anyhow::Result<(Arc<dyn HistoryPort>, Share)> {
+        let metrics = archiver::Metrics::new(&running.registry)?;
+        let (history, worker) = archiver::new(self.archiver_deps(), self.settings.archiver.clone(), metrics);
+        let owned = worker.owned();
+        running.start("archiver", |stop| async move { Ok(worker.run(stop).await?) });
+        Ok((history, owned))
+    }
+
+    fn start_fanout(&self, running: &mut Running) -> anyhow::Result<Arc<fanout::Handle>> {
+        let deps = fanout::Deps { log: self.log.clone(), clock: self.clock.clone() };
+        let metrics = fanout::Metrics::new(&running.registry)?;
+        let (handle, worker) = fanout::new(deps, self.settings.fanout.clone(), metrics);
+        running.start("fanout", |stop| async move { Ok(worker.run(stop).await?) });
+        Ok(handle)
+    }
+
+    fn start_ingest(&self, running: &mut Running) -> anyhow::Result<Share> {
+        let deps = ingest::Deps {
+            log: self.log.clone(),
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+        };
+        let (config, metrics) = (self.settings.ingest.clone(), ingest::Metrics::new(&running.registry)?);
+        let (tell, owned) = watch::channel(Vec::new());
+        running
+            .start("ingest", |stop| async move { Ok(ingest::run_telling(deps, config, metrics, tell, stop).await?) });
+        Ok(owned)
+    }
+
+    fn start_lag(&self, running: &mut Running, groups: Vec<readers::Group>) -> anyhow::Result<()> {
+        let lag = Lag::new(self.log.clone(), groups, &running.registry)?;
+        running.start_duty("lag", lag.run());
+        Ok(())
+    }
+
+    /// This process, as others of the cluster know it.
+    fn me(&self, role: Role, address: String) -> Me {
+        Me { id: InstanceId(self.new_id()), role, address, started_at: self.clock.now() }
+    }
+
+    fn start_announcing(&self, running: &mut Running, me: Me, owned: Share) {
+        let (log, clock) = (self.log.clone(), self.clock.clone());
+        running.start("announcements", |stop| async move {
+            announce(log, clock, me, owned, stop).await;
+            Ok(())
+        });
+    }
+}
+
+/// Runs on a runtime of its own until a signal or a failure ends it.
+fn drive(settings: &Settings, process: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     prepare_process();
-    engines::prepare(&settings)?;
+    engines::prepare(settings)?;
     let runtime = tokio::runtime::Runtime::new().context("can't start the runtime")?;
-    let served = runtime.block_on(run(settings, edge));
+    let driven = runtime.block_on(process);
     runtime.shutdown_timeout(RUNTIME_END);
-    served
+    driven
 }
 
 /// A socket is a descriptor, so take as many as we may; and what we write is for us alone: keys and hashes are in it.
@@ -59,242 +142,138 @@ fn prepare_process() {
     }
 }
 
-async fn run(settings: Settings, edge_config: edge::Config) -> anyhow::Result<()> {
-    let mut signals = Signals::new().context("can't listen to signals")?;
-    let registry = Registry::new();
-    registry.register(Box::new(Process::new()?))?;
-    let ready = Readiness::default();
+/// Everything in one process, until a signal or a failure ends it.
+pub fn serve(settings: Settings, edge: edge::Config) -> anyhow::Result<()> {
+    drive(&settings.clone(), everything(settings, edge))
+}
 
-    // Whatever is wrong with addresses or the directory shows before the first role starts.
-    let listener = bind(settings.listen).await?;
-    let admin_listener = bind(settings.admin_listen).await?;
-    let certificate = match settings.tls() {
-        Some((certificate, key)) => Some(Certificate::open(certificate.into(), key.into())?),
-        None => None,
-    };
-    let tls = certificate.as_ref().map(Certificate::tls);
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let (url, admin_url) = (url_of(scheme, &listener)?, url_of("http", &admin_listener)?);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (log, _lock) = engines::open_log(&settings, &registry).await?;
-    let store = engines::open_store(&settings, clock.clone(), &registry).await?;
-    let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
-
-    let (history, archiver) = archiver::new(
-        archiver::Deps { log: log.clone(), store: store.clone(), clock: clock.clone() },
-        settings.archiver.clone(),
-        archiver::Metrics::new(&registry)?,
-    );
-    let (fanout, fanout_worker) = fanout::new(
-        fanout::Deps { log: log.clone(), clock: clock.clone() },
-        settings.fanout.clone(),
-        fanout::Metrics::new(&registry)?,
-    );
-    let ingest =
-        ingest::Deps { log: log.clone(), store: store.clone(), clock: clock.clone(), entropy: entropy.clone() };
-    let (ingest_config, ingest_metrics) = (settings.ingest.clone(), ingest::Metrics::new(&registry)?);
-    let lag = Lag::new(log.clone(), &registry)?;
-    let keeping = retention::Metrics::new(&registry)?;
-    let retention = Retention::new(log.clone(), store.clone(), clock.clone(), settings.retention.clone(), keeping);
-    let deps = edge::Deps {
-        edge: EdgeId(new_id(&*clock, &*entropy)),
-        log: log.clone(),
-        store,
-        fanout: fanout.clone(),
-        history: history.clone(),
-        jwks: Arc::new(HttpJwks::new(&edge_config.issuers)?),
-        clock,
-        entropy,
-    };
-    let edge = deps.edge;
-    let hub = Hub::new(deps.clone(), HubMetrics::new(&registry)?);
-    // Half of the grace at most: the roles behind the edge need some of it too.
-    let (drain, spread) = (edge_config.drain().min(settings.grace() / 2), edge_config.drain_retry_spread());
-    let passwords = Argon2Pool::start(&edge_config.password).context("can't start the password threads")?;
-    let edge_metrics = edge::Metrics::new(&registry)?;
-    let app = edge::App::new(deps, hub.clone(), edge_config, Arc::new(passwords), edge_metrics)
-        .await
-        .context("can't start the edge")?;
-
-    let mut roles = Roles::default();
-    let router = admin::router(registry, ready.clone());
-    roles.start("admin", |stop| async move {
-        Ok(axum::serve(admin_listener, router).with_graceful_shutdown(stopped(stop)).await?)
-    });
-    roles.start("archiver", |stop| async move { Ok(archiver.run(stop).await?) });
-    roles.start("fanout", |stop| async move { Ok(fanout_worker.run(stop).await?) });
-    roles.start("ingest", |stop| async move { Ok(ingest::run(ingest, ingest_config, ingest_metrics, stop).await?) });
-    if settings.kafka.is_none() {
-        roles.start("retention", |stop| until_stopped(stop, retention.run()));
+async fn everything(settings: Settings, edge: edge::Config) -> anyhow::Result<()> {
+    let mut running = Running::begin(&settings).await?;
+    let front = Front::open(&settings).await?;
+    let ground = Ground::open(settings, &running.registry).await?;
+    let (history, _) = ground.start_archiver(&mut running)?;
+    let fanout = ground.start_fanout(&mut running)?;
+    ground.start_ingest(&mut running)?;
+    if ground.settings.kafka.is_none() {
+        let (log, store, clock) = (ground.log.clone(), ground.store.clone(), ground.clock.clone());
+        let metrics = retention::Metrics::new(&running.registry)?;
+        let retention = Retention::new(log, store, clock, ground.settings.retention.clone(), metrics);
+        running.start_duty("retention", retention.run());
     }
-    roles.start("lag", |stop| until_stopped(stop, lag.run()));
-    let (its_hub, its_app) = (hub.clone(), app.clone());
-    let attached = hub.clone();
-    roles.start("hub", |stop| async move {
-        its_hub.run(stop).await;
+    ground.start_lag(&mut running, readers::GROUPS.to_vec())?;
+    let id = EdgeId(ground.new_id());
+    front.serve(&mut running, &ground, edge, id, fanout, history).await?;
+    running.stop().await
+}
+
+/// One role in a process of its own, in a cluster with others, until a signal or a failure ends it.
+pub fn serve_alone(role: Role, settings: Settings, edge: edge::Config) -> anyhow::Result<()> {
+    drive(&settings.clone(), alone(role, settings, edge))
+}
+
+async fn alone(role: Role, settings: Settings, edge: edge::Config) -> anyhow::Result<()> {
+    let mut running = Running::begin(&settings).await?;
+    match role {
+        Role::Edge => edge_alone(&mut running, settings, edge).await?,
+        Role::Ingest => {
+            let ground = Ground::open(settings, &running.registry).await?;
+            let owned = ground.start_ingest(&mut running)?;
+            ground.start_lag(&mut running, readers::of_group(ingest::GROUP))?;
+            ground.start_announcing(&mut running, ground.me(role, String::new()), owned.clone());
+            serve_share(&mut running, "ingest", owned).await?;
+        }
+        Role::Fanout => {
+            let reached = Reached::open(role, &settings).await?;
+            let ground = Ground::open(settings, &running.registry).await?;
+            let handle = ground.start_fanout(&mut running)?;
+            ground.start_lag(&mut running, readers::of_group(fanout::GROUP))?;
+            let owned = handle.owned();
+            let services = Services { fanout: Some(handle), history: None };
+            let me = reached.serve(&mut running, &ground, services)?;
+            ground.start_announcing(&mut running, me, owned.clone());
+            serve_share(&mut running, "fanout", owned).await?;
+        }
+        Role::Archiver => {
+            let reached = Reached::open(role, &settings).await?;
+            let ground = Ground::open(settings, &running.registry).await?;
+            let (history, owned) = ground.start_archiver(&mut running)?;
+            ground.start_lag(&mut running, readers::of_group(archiver::GROUP))?;
+            let services = Services { fanout: None, history: Some(history) };
+            let me = reached.serve(&mut running, &ground, services)?;
+            ground.start_announcing(&mut running, me, owned.clone());
+            serve_share(&mut running, "archiver", owned).await?;
+        }
+    }
+    running.stop().await
+}
+
+/// An edge whose fanouts and archivers are elsewhere.
+async fn edge_alone(running: &mut Running, settings: Settings, edge: edge::Config) -> anyhow::Result<()> {
+    let link = settings.link()?.clone();
+    let tls = link.tls(Role::Edge)?;
+    let front = Front::open(&settings).await?;
+    let ground = Ground::open(settings, &running.registry).await?;
+    let me = ground.me(Role::Edge, String::new());
+    let id = EdgeId(me.id.0);
+    let directory =
+        Directory::new(ground.log.clone(), ground.clock.clone(), link::cluster::Metrics::new(&running.registry)?);
+    let deps =
+        link::Deps { me: me.clone(), tls: tls.clone(), directory: directory.clone(), entropy: ground.entropy.clone() };
+    let links = Links::new(deps, link.limits.clone(), link::Metrics::new(&running.registry)?);
+    running.start_watch("certificate of links", link.watch(tls));
+    running.start("directory", |stop| async move {
+        directory.run(stop).await;
         Ok(())
     });
-    if let Some(certificate) = certificate {
-        roles.start("certificate", |stop| async move {
-            tokio::select! {
-                watched = certificate.watch() => watched,
-                () = stopped(stop) => Ok(()),
-            }
-        });
-    }
-    roles.start("edge's duties", |stop| until_stopped(stop, async move { its_app.run().await }));
+    let running_links = links.clone();
+    running.start("links", |stop| async move {
+        running_links.run(stop).await;
+        Ok(())
+    });
+    ground.start_announcing(running, me, watch::channel(Vec::new()).1);
+    let metrics = archiver::Metrics::new(&running.registry)?;
+    let store = archiver::reader(ground.archiver_deps(), ground.settings.archiver.clone(), metrics);
+    front.serve(running, &ground, edge, id, links.fanout(), links.history(store)).await
+}
 
-    let mut signal = tokio::select! {
-        error = roles.ended() => return Err(error),
-        signal = signals.next() => Some(signal),
-        caught_up = async {
-            attached.attach().await?;
-            catch_up(&*log, &*fanout, &*history, edge).await
-        } => {
-            caught_up.context("can't catch up")?;
-            None
-        }
-    };
-    if signal.is_none() {
-        roles.start("edge", |stop| async move {
-            // Beside one another: a slow request must not keep sockets from hearing of the end.
-            let sent_away = async {
-                stopped(stop.clone()).await;
-                hub.drain(drain, spread).await;
-            };
-            let too_long = async {
-                stopped(stop.clone()).await;
-                tokio::time::sleep(drain + LAST_REQUESTS).await;
-            };
-            let accepted: Pin<Box<dyn Future<Output = ()> + Send>> = match tls {
-                Some(tls) => Box::pin(edge::server::serve_tls(app, listener, tls, stop.clone())),
-                None => Box::pin(edge::server::serve(app, listener, stop.clone())),
-            };
-            let served = async {
-                tokio::select! {
-                    () = accepted => {}
-                    () = too_long => tracing::warn!("requests that took too long were cut off"),
-                }
-            };
-            tokio::join!(sent_away, served);
+/// Where edges reach a process: open before anything else is, so that whatever is wrong with it shows first.
+struct Reached {
+    role: Role,
+    listener: TcpListener,
+    tls: Arc<Tls>,
+    link: cluster::Settings,
+}
+
+impl Reached {
+    async fn open(role: Role, settings: &Settings) -> anyhow::Result<Self> {
+        let link = settings.link()?.clone();
+        Ok(Self { role, tls: link.tls(role)?, listener: bind(link.listen).await?, link })
+    }
+
+    /// Answers edges, as whom this says.
+    fn serve(self, running: &mut Running, ground: &Ground, services: Services) -> anyhow::Result<Me> {
+        let Self { role, listener, tls, link } = self;
+        let me = ground.me(role, link.address(listener.local_addr()?));
+        let (who, its_tls, limits) = (me.clone(), tls.clone(), link.limits.clone());
+        let metrics = link::Metrics::new(&running.registry)?;
+        running.start("links", |stop| async move {
+            link::serve(listener, its_tls, who, services, limits, metrics, stop).await;
             Ok(())
         });
-        ready.set(true);
-        println!("posthaste is ready: {url} (API at {url}/docs), health and metrics at {admin_url}");
-        signal = tokio::select! {
-            error = roles.ended() => return Err(error),
-            signal = signals.next() => Some(signal),
-        };
-    }
-
-    tracing::info!(signal, "stopping; a second signal ends the process at once");
-    ready.set(false);
-    tokio::select! {
-        stopped = tokio::time::timeout(settings.grace(), roles.stop()) => match stopped {
-            Ok(stopped) => stopped,
-            Err(_) => {
-                tracing::warn!("the grace time is over; nothing that was acknowledged is lost");
-                Ok(())
-            }
-        },
-        _ = signals.next() => Err(anyhow!("ended by a second signal")),
+        running.start_watch("certificate of links", link.watch(tls));
+        Ok(me)
     }
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))
-}
-
-fn url_of(scheme: &str, listener: &TcpListener) -> anyhow::Result<String> {
-    Ok(format!("{scheme}://{}", listener.local_addr()?))
-}
-
-fn new_id(clock: &dyn Clock, entropy: &dyn Entropy) -> uuid::Uuid {
-    let mut random = [0; 10];
-    entropy.fill(&mut random);
-    schemas::ids::uuid_v7(clock.now().0, random)
-}
-
-/// Returns once each partition has a fanout that has caught up, and the archiver knows everything that is in the log.
-/// The edge must be attached.
-async fn catch_up(
-    log: &dyn Log,
-    fanout: &dyn FanoutPort,
-    history: &dyn HistoryPort,
-    edge: EdgeId,
-) -> anyhow::Result<()> {
-    for partition in (0..log.partitions()).map(Partition) {
-        for (lane, topic) in [(Lane::Rooms, Topic::Events), (Lane::Users, Topic::UserEvents)] {
-            while fanout.register(edge, lane, partition, &[]).await.is_err() {
-                tokio::time::sleep(POLL).await;
-            }
-            let end = log.end(topic, partition).await?;
-            while history.settle(lane, partition, end).await.is_err() {
-                tokio::time::sleep(POLL).await;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The futures that run, in the order in which they were started. They stop in the opposite one: who feeds others
-/// before those that it feeds.
-#[derive(Default)]
-struct Roles(Vec<Role>);
-
-struct Role {
-    name: &'static str,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Roles {
-    fn start<F>(&mut self, name: &'static str, role: impl FnOnce(watch::Receiver<bool>) -> F)
-    where
-        F: Future<Output = anyhow::Result<()>> + Send + 'static,
-    {
-        let (stop, stopped) = watch::channel(false);
-        self.0.push(Role { name, stop, task: tokio::spawn(role(stopped)) });
-    }
-
-    /// Waits until one ends that nobody has told to, and says why. Such an end is a fault that the role did not
-    /// foresee; the process ends with it (docs/decisions/0007).
-    async fn ended(&mut self) -> anyhow::Error {
-        let (result, index, _) = select_all(self.0.iter_mut().map(|role| &mut role.task)).await;
-        let name = self.0.swap_remove(index).name;
-        match result {
-            Ok(Ok(())) => anyhow!("{name} has ended though nobody told it to"),
-            Ok(Err(error)) => error.context(format!("{name} has failed")),
-            Err(panic) => anyhow::Error::new(panic).context(format!("{name} has failed")),
-        }
-    }
-
-    /// Stops one after the other: each may rely on those started before it until it has ended.
-    async fn stop(self) -> anyhow::Result<()> {
-        for role in self.0.into_iter().rev() {
-            role.stop.send_replace(true);
-            role.task
-                .await
-                .map_err(anyhow::Error::new)
-                .flatten()
-                .with_context(|| format!("{} has failed", role.name))?;
-            tracing::debug!(role = role.name, "stopped");
-        }
+/// Serves once partitions are assigned; without any where the others have all.
+async fn serve_share(running: &mut Running, role: &str, mut owned: watch::Receiver<Vec<Owned>>) -> anyhow::Result<()> {
+    let assigned = async {
+        // A sender that is gone has failed, which shows elsewhere.
+        let _ = tokio::time::timeout(SHARE_PATIENCE, owned.wait_for(|owned| !owned.is_empty())).await;
         Ok(())
+    };
+    match running.first(assigned).await? {
+        Some(()) => running.serve(role).await,
+        None => Ok(()),
     }
-}
-
-/// Goes on with a duty that never ends until told to stop.
-async fn until_stopped(stop: watch::Receiver<bool>, duty: impl Future<Output = ()>) -> anyhow::Result<()> {
-    tokio::select! {
-        () = duty => {}
-        () = stopped(stop) => {}
-    }
-    Ok(())
-}
-
-/// Returns when told to stop.
-async fn stopped(mut stop: watch::Receiver<bool>) {
-    // A sender that is gone tells the same.
-    let _ = stop.wait_for(|stop| *stop).await;
 }

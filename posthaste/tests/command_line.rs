@@ -151,3 +151,22 @@ fn in_a_directory_there_is_nothing_to_make() {
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was made");
 }
+
+#[test]
+fn a_role_alone_needs_what_it_shares_with_others_and_says_so() {
+    let kafka = ("POSTHASTE_KAFKA__BOOTSTRAP", "127.0.0.1:1");
+    let cassandra = ("POSTHASTE_CASSANDRA__CONTACT_POINTS", "127.0.0.1:1");
+    for role in ["edge", "ingest", "fanout", "archiver"] {
+        refused(&[role], &[cassandra], &["kafka is missing", "posthaste serve"]);
+        refused(&[role], &[kafka], &["cassandra is missing"]);
+        refused(&[role], &[kafka, cassandra], &["link is missing", "certificate"]);
+    }
+}
+
+#[test]
+fn links_need_certificates_and_an_address_that_others_can_reach() {
+    let (_dir, path) = file("[link]\nlisten = '127.0.0.1:0'\nca = 'ca.pem'\ncertificate = 'one.pem'\n");
+    refused(&["fanout", "--config", &path], &[], &["link", "key is missing"]);
+    let (_dir, path) = file("[link]\nlisten = '0.0.0.0:1'\nca = 'ca.pem'\ncertificate = 'one.pem'\nkey = 'one.key'\n");
+    refused(&["fanout", "--config", &path], &[], &["0.0.0.0:1", "advertise"]);
+}
