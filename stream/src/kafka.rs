@@ -297,7 +297,7 @@ impl Log for KafkaLog {
             members.values().filter(|known| known.group == group).map(|known| Arc::clone(&known.shared)).collect()
         };
         for member in members {
-            member.settled(Instant::now() + PATIENCE).await;
+            member.settled().await;
         }
         let asking = {
             let mut committed = self.inner.committed.lock();

@@ -38,6 +38,8 @@ const QUESTION: Duration = Duration::from_secs(1);
 /// How long partitions that are to be handed on wait for transactions under way. Whoever takes over fences those that
 /// take longer.
 const HAND_OVER: Duration = Duration::from_secs(3);
+/// How long whoever asks for committed positions waits for commits of this process: some milliseconds are usual.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The client with what its thread and its port share.
 pub(super) type Client = BaseConsumer<Context<Arc<Shared>>>;
@@ -175,17 +177,20 @@ impl State {
 }
 
 impl Shared {
-    /// Waits until nothing is on its way that this member was asked to commit.
-    pub(super) async fn settled(&self, until: Instant) {
+    /// Waits until nothing is on its way that this member was asked to commit, for a bounded time: commits are a hint (I5).
+    /// An answer that has not come by then may never come, as where its coordinator was lost; nobody waits for it again.
+    pub(super) async fn settled(&self) {
+        let until = Instant::now() + COMMIT_PATIENCE;
         loop {
             {
-                let state = self.state.lock();
+                let mut state = self.state.lock();
                 if (state.commits.is_empty() && state.committing == 0) || state.ended.is_some() {
                     return;
                 }
-            }
-            if Instant::now() >= until {
-                return;
+                if Instant::now() >= until {
+                    state.committing = 0;
+                    return;
+                }
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -657,4 +662,22 @@ pub(super) fn placed(message: &BorrowedMessage<'_>) -> Placed {
     let key = message.key().and_then(|key| key.try_into().ok()).unwrap_or_default();
     let value = Bytes::copy_from_slice(message.payload().unwrap_or_default());
     Placed { offset: from_raw(message.offset()), record: Record { key, value } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_that_is_never_answered_is_waited_for_once() {
+        let state = Mutex::new(State { committing: 1, ..State::default() });
+        let (topics, names) = (Vec::new(), BTreeMap::new());
+        let shared = Shared { topics, names, state, news: Notify::new(), idle: Condvar::new() };
+        let begun = Instant::now();
+        shared.settled().await;
+        assert!(begun.elapsed() >= COMMIT_PATIENCE);
+        let again = Instant::now();
+        shared.settled().await;
+        assert_eq!(again.elapsed(), Duration::ZERO);
+    }
 }
