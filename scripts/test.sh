@@ -40,6 +40,7 @@ script "README examples" scripts/readme-test.sh
 script "mutants are caught by the judge" scripts/mutants.sh
 script "schemathesis" scripts/schemathesis.sh
 script "AsyncAPI document" scripts/asyncapi.sh
+script "docker-compose.yml" scripts/compose.sh
 # The same seeds each time, so that it is the change that is judged; `make simulate` begins anywhere.
 script "simulation, 200 seeds" "$BIN/simulate" --seeds 200 --start 1
 script "fuzz targets, short form" scripts/fuzz.sh test
