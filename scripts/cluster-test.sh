@@ -3,13 +3,13 @@
 # back and have its share before the next one goes. Exit status: loadtest's, which is 0 only if every promise held; or not 0 if
 # a process did not come back.
 #
-# Variables: DURATION (seconds), KILL (names of processes as `make cluster` prints them), USERS, ROOMS, RATE (sends/s), BIN
-# (directory of the binaries), SMALL=1 (one node of Kafka and of Cassandra).
+# Variables: DURATION (seconds), KILL (names of processes as `make cluster` prints them), PAUSE (seconds before each), USERS,
+# ROOMS, RATE (sends/s), BIN (directory of the binaries), SMALL=1 (one node of Kafka and of Cassandra).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 : "${DURATION:=300}" "${USERS:=300}" "${ROOMS:=100}" "${RATE:=300}" "${BIN:=target/release}" "${SMALL:=0}"
-: "${KILL:=edge-1 ingest-1 fanout-1 archiver-1 kafka-1 cassandra-1}"
+: "${KILL:=edge-1 ingest-1 fanout-1 archiver-1 kafka-1 cassandra-1}" "${PAUSE:=30}"
 PATH=$PATH:/usr/sbin # HAProxy is there in Debian
 
 work=$(mktemp -d)
@@ -40,9 +40,10 @@ is_ready() {
 load=$!
 
 names=($KILL)
+kills=0
 for name in "${names[@]}"; do
-  sleep "$((DURATION / (${#names[@]} + 2)))"
-  kill -0 "$load" 2>/dev/null || break # it has failed already: its status says so below
+  sleep "$PAUSE"
+  kill -0 "$load" 2>/dev/null || break # it has ended: its status says how, below
   pid=$(pid_of "$name")
   kill -9 "$pid"
   killed=$SECONDS
@@ -55,6 +56,7 @@ for name in "${names[@]}"; do
     fi
     sleep 0.5
   done
+  kills=$((kills + 1))
   echo "$name: killed, back after $((SECONDS - killed)) s"
 done
 
@@ -62,5 +64,5 @@ status=0
 wait "$load" || status=$?
 "$BIN/posthaste" admin status --config "$SETTINGS"
 "$BIN/posthaste" admin verify --config "$SETTINGS" || status=1
-echo "cluster test: ${#names[@]} kills in $DURATION s, loadtest exited $status"
+echo "cluster test: $kills of ${#names[@]} kills in $DURATION s, loadtest exited $status"
 exit $status
