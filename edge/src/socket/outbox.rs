@@ -534,13 +534,14 @@ impl Socket {
         let Some(place) = state.rooms.get_mut(&room) else { return };
         place.start(cursor, visible_head, claimed);
         state.behind |= place.is_behind();
+        state.ended.remove(&room);
         state.release(room, cursor);
         self.wake.notify_one();
     }
 
-    /// The last event sent of a room that ended while connected.
+    /// The last event sent of a room that ended while connected, until its stream starts again.
     pub fn ended_at(&self, room: RoomId) -> Option<Seq> {
-        self.state.lock().ended.remove(&room)
+        self.state.lock().ended.get(&room).copied()
     }
 
     /// The rooms that ended while connected, or before.

@@ -325,16 +325,9 @@ async fn step(context: Context, socket: Arc<Socket>, after_failure: bool) -> Res
     }
     let hub = &context.hub;
     let wanted = |room: &RoomId| socket.wants(*room);
-    let (joined, relist) = socket.take_news();
-    let mut came: HashMap<RoomId, Seq> = HashMap::new();
-    for (room, seq) in &joined {
-        if wanted(room) && !socket.follows(*room) {
-            // Back in the same connection: on from their way out. Else from their way in, what was before is history. Of
-            // several ways in that were heard of meanwhile the first one counts.
-            let from = socket.ended_at(*room).unwrap_or(seq.prev());
-            came.entry(*room).and_modify(|known| *known = from.min(*known)).or_insert(from);
-        }
-    }
+    let (mut joined, relist) = socket.take_news();
+    joined.retain(|(room, _)| socket.wants(*room) && !socket.follows(*room));
+    let mut came = starts(&joined, |room| socket.ended_at(room));
     let mut result = Ok(());
     if relist {
         // Someone may have been back and gone again in what was missed.
@@ -372,6 +365,18 @@ async fn step(context: Context, socket: Arc<Socket>, after_failure: bool) -> Res
     }
     catch_up::read(hub, &socket, socket.take_behind()).await?;
     result
+}
+
+/// Where the streams of rooms start that came in by these events, as the cursor before the first event. Back in the same
+/// connection: on from their way out (`ended`). Else from their way in, what was before is history; of several ways in
+/// that were heard of meanwhile the first one counts. Pure.
+fn starts(joined: &[(RoomId, Seq)], ended: impl Fn(RoomId) -> Option<Seq>) -> HashMap<RoomId, Seq> {
+    let mut starts = HashMap::new();
+    for (room, seq) in joined {
+        let from = ended(*room).unwrap_or(seq.prev());
+        starts.entry(*room).and_modify(|known| *known = from.min(*known)).or_insert(from);
+    }
+    starts
 }
 
 /// Everything missed has been sent.
@@ -607,6 +612,19 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+
+    #[test]
+    fn who_was_in_twice_meanwhile_goes_on_from_their_last_way_out() {
+        let room = RoomId::NIL;
+        let joined = [(room, Seq(23)), (room, Seq(25))];
+        assert_eq!(starts(&joined, |_| None), HashMap::from([(room, Seq(22))]));
+        let socket = Socket::new(SessionId::NIL, UserId::NIL, DeviceId::NIL, None, Timestamp(0));
+        socket.ended_before(room, Seq(26));
+        let start = || starts(&joined, |room| socket.ended_at(room));
+        assert_eq!(start(), HashMap::from([(room, Seq(26))]));
+        // And again, if the room could not be compared with history.
+        assert_eq!(start(), HashMap::from([(room, Seq(26))]));
+    }
 
     fn size_of_answer<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
         size_of::<F>()
