@@ -73,8 +73,8 @@ drain-test: build ## Stops the server with SIGTERM STOPS times in DURATION secon
 	@scripts/need.sh curl jq openssl python3
 	BIN=target/release scripts/drain-test.sh
 
-cluster-test: build ## Kills each role, a broker and a node of a cluster with -9 under a verified load, DURATION seconds; SMALL=1
-	@scripts/need.sh curl java python3 setpriv haproxy
+cluster-test: build ## Kills each role, a broker and a node of a cluster with -9 under a verified load, DURATION seconds; ROLL=1, SMALL=1
+	@scripts/need.sh curl java jq python3 setpriv haproxy
 	cargo build --release --locked --bin engines
 	@for list in engines/*.jars; do scripts/jars.sh $$list; done
 	BIN=target/release scripts/cluster-test.sh

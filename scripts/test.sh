@@ -46,7 +46,7 @@ script "simulation, 200 seeds" "$BIN/simulate" --seeds 200 --start 1
 script "fuzz targets, short form" scripts/fuzz.sh test
 script "crash test, short form" env DURATION=20 KILLS=2 USERS=40 ROOMS=10 RATE=100 scripts/crash-test.sh
 script "crash test on Kafka, short form" env KAFKA=1 DURATION=25 KILLS=2 USERS=40 ROOMS=10 RATE=100 scripts/crash-test.sh
-script "cluster of roles, each killed once" env SMALL=1 DURATION=75 PAUSE=5 KILL="edge-1 ingest-1 fanout-1 archiver-1" USERS=60 ROOMS=15 RATE=60 scripts/cluster-test.sh
+script "cluster of roles, each killed once" env SMALL=1 DURATION=75 PAUSE=3 KILL="edge-1 ingest-1 fanout-1 archiver-1" USERS=60 ROOMS=15 RATE=60 scripts/cluster-test.sh
 script "drain test over TLS, short form" env TLS=1 DURATION=15 STOPS=2 USERS=40 ROOMS=10 RATE=100 scripts/drain-test.sh
 
 # One line per suite: its name and libtest's own clock.

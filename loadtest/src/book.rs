@@ -11,6 +11,8 @@ use schemas::outcome::RejectCode;
 use schemas::{Seq, UserId};
 use serde::Serialize;
 
+use crate::waits::Ledger;
+
 /// Longest latency that is told apart, µs: an hour.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
 
@@ -115,8 +117,8 @@ pub struct Pages {
     pub counts: Counts,
     /// Second by second.
     pub seconds: Vec<Second>,
-    /// Sends without a final outcome.
-    pub outstanding: u64,
+    /// What is waited for: outcomes and deliveries.
+    pub waits: Ledger,
     /// Sockets that are live.
     pub live: usize,
     /// Sockets that are open.
@@ -151,6 +153,20 @@ impl Pages {
         ask
     }
 
+    /// A send that was due then has been accepted for the first time.
+    pub fn accepted(&mut self, due_us: u64, now_us: u64) {
+        self.counts.accepted += 1;
+        self.ack.add(now_us.saturating_sub(due_us));
+        self.waits.accepted(due_us, now_us);
+    }
+
+    /// A message that was due then has come to someone else than its sender.
+    pub fn delivered(&mut self, due_us: u64, now_us: u64) {
+        self.counts.delivered += 1;
+        self.delivery.add(now_us.saturating_sub(due_us));
+        self.waits.delivered(due_us, now_us);
+    }
+
     /// A room has come so far.
     pub fn head(&mut self, room: usize, seq: Seq) {
         if let Some(head) = self.heads.get_mut(room) {
@@ -165,7 +181,7 @@ impl Pages {
 
     /// Whether everything has its outcome and everyone has everything.
     pub fn is_settled(&self) -> bool {
-        self.outstanding == 0 && self.refills == 0 && self.behind() == 0
+        self.waits.owed() == 0 && self.refills == 0 && self.behind() == 0
     }
 
     /// Ends a second.
@@ -207,7 +223,7 @@ impl Book {
             connect: Histogram::new_with_bounds(1, LATENCY_MAX_US, 3)?,
             counts: Counts::default(),
             seconds: Vec::new(),
-            outstanding: 0,
+            waits: Ledger::default(),
             live: 0,
             open: 0,
             refills: 0,

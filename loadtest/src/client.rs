@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::api::{Api, Login};
-use crate::book::Book;
+use crate::book::{Book, Pages};
 use crate::clock::{self, Timeline};
 use crate::tls::Stream;
 use crate::{body, http};
@@ -395,7 +395,7 @@ impl Client {
         let now = self.shared.timeline.micros();
         match &*frame.kind.0 {
             "accepted" => self.accepted(&frame, now),
-            "rejected" => self.rejected(&frame),
+            "rejected" => self.rejected(&frame, now),
             "gap" => self.gap(&frame),
             "receipt" => {
                 if let (Some(room), Some(user), Some(delivered_seq), Some(read_seq)) =
@@ -457,16 +457,7 @@ impl Client {
             };
             book.note(|| Step::Delivered { client: self.id, event });
             book.counts.events += 1;
-            if frame.sender.is_some_and(|sender| sender != self.user) {
-                let text = frame.content.as_ref().and_then(|content| content.body.as_ref());
-                match text.and_then(|text| body::scheduled_us(&text.0)) {
-                    Some(scheduled) => {
-                        book.counts.delivered += 1;
-                        book.delivery.add(now.saturating_sub(scheduled));
-                    }
-                    None => book.counts.corrupt += 1,
-                }
-            }
+            delivered(&mut book, self.user, frame, now);
         }
         if let Some(event) = event {
             self.advance(event.room, event.seq);
@@ -496,9 +487,7 @@ impl Client {
             });
             book.counts.duplicates += u64::from(frame.duplicate);
             if let Some(pending) = pending {
-                book.counts.accepted += 1;
-                book.outstanding -= 1;
-                book.ack.add(now.saturating_sub(pending.scheduled_us));
+                book.accepted(pending.scheduled_us, now);
             }
             if let Some(local) = self.rooms.get(&room) {
                 book.head(local.room, seq);
@@ -509,7 +498,7 @@ impl Client {
         }
     }
 
-    fn rejected(&mut self, frame: &Frame<'_>) {
+    fn rejected(&mut self, frame: &Frame<'_>, now: u64) {
         let code = frame.reject_code();
         let mut book = self.shared.book.open();
         book.rejected(code);
@@ -525,7 +514,7 @@ impl Client {
             None => {
                 self.pending.remove(index);
                 book.counts.refused += 1;
-                book.outstanding -= 1;
+                book.waits.refused(now);
             }
         }
     }
@@ -555,6 +544,17 @@ impl Client {
                     book.trouble = Some(format!("{error:#}"));
                 }
             });
+        }
+    }
+}
+
+/// Notes when a message of someone else has come to a person.
+fn delivered(book: &mut Pages, to: UserId, frame: &Frame<'_>, now: u64) {
+    if frame.sender.is_some_and(|sender| sender != to) {
+        let text = frame.content.as_ref().and_then(|content| content.body.as_ref());
+        match text.and_then(|text| body::scheduled_us(&text.0)) {
+            Some(scheduled) => book.delivered(scheduled, now),
+            None => book.counts.corrupt += 1,
         }
     }
 }
@@ -589,7 +589,12 @@ pub async fn read_page(
     let page = shared.api.page(login, room, after).await?;
     let mut events = Vec::with_capacity(page.items.len());
     for item in &page.items {
-        let event = Frame::parse(item.get())?.event(item.get());
+        let frame = Frame::parse(item.get())?;
+        // What fills a gap has come as good as by the socket.
+        if matches!(reader, Reader::Refill(_)) {
+            delivered(&mut shared.book.open(), user, &frame, shared.timeline.micros());
+        }
+        let event = frame.event(item.get());
         events.push(event.ok_or_else(|| anyhow!("history of room {room} has an item that is no event"))?);
     }
     let last = events.last().map_or(after, |event| event.seq);

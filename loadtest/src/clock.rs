@@ -8,17 +8,26 @@ use uuid::Uuid;
 
 /// Time since the run began, in microseconds: what latencies are measured on.
 #[derive(Clone, Copy, Debug)]
-pub struct Timeline(Instant);
+pub struct Timeline {
+    began: Instant,
+    began_unix_ms: i64,
+}
 
 impl Timeline {
     /// Begins now.
     pub fn begin() -> Self {
-        Self(Instant::now())
+        Self { began: Instant::now(), began_unix_ms: unix_ms() }
     }
 
     /// Microseconds since the beginning.
     pub fn micros(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Microseconds from the beginning to a Unix time in milliseconds, below 0 before it. As exact as the wall clock was
+    /// left alone since.
+    pub fn at_unix_ms(self, unix_ms: u64) -> i64 {
+        i64::try_from(unix_ms).unwrap_or(i64::MAX).saturating_sub(self.began_unix_ms).saturating_mul(1000)
     }
 }
 

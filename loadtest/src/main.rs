@@ -1,5 +1,5 @@
 //! The load test: speaks the public protocol alone, and judges what the server did. Exit status: 0 it ran and, with
-//! `--verify`, every promise held; 1 a promise was broken; 2 it could not run.
+//! `--verify`, every promise held; 1 a promise was broken; 2 it could not run, or what `--marks` names could not be read.
 
 mod api;
 mod body;
@@ -8,17 +8,19 @@ mod client;
 mod clock;
 mod http;
 mod keys;
+mod marks;
 mod plan;
 mod progress;
 mod report;
 mod run;
 mod setup;
 mod tls;
+mod waits;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -83,5 +85,10 @@ fn load(options: run::Options) -> Result<bool> {
     if let Some(dir) = page {
         report.write_page(&dir)?;
     }
-    Ok(report.is_clean())
+    // A broken promise is what has to be known first.
+    let clean = report.is_clean();
+    if clean && let [first, ..] = report.wrong_marks() {
+        bail!("the report lacks marks: {first}");
+    }
+    Ok(clean)
 }

@@ -20,9 +20,10 @@ use crate::client::{Client, Due, Phase, Shared, read_page};
 use crate::clock::{self, Timeline};
 use crate::http::{Http, Target};
 use crate::keys::Issuer;
+use crate::marks::{self, Marks};
 use crate::plan::{self, Scenario};
 use crate::progress::Progress;
-use crate::report::{Report, Storm};
+use crate::report::{Outcome, Report, Storm};
 use crate::setup::{self, Room, User};
 use checker::frame::text_digest;
 
@@ -99,6 +100,10 @@ pub struct Options {
     /// Write a report with plots into this directory
     #[arg(long)]
     pub report: Option<PathBuf>,
+    /// Lines `<unix ms> <what happened>` that another program writes while the load runs: for each the report tells the
+    /// longest time without an accept, and the slowest accept and delivery, until the next. Made when the load begins
+    #[arg(long, value_name = "FILE")]
+    pub marks: Option<PathBuf>,
     /// Sign tokens as this issuer in place of signing users up
     #[arg(long, requires = "issuer_key")]
     pub issuer: Option<String>,
@@ -147,6 +152,8 @@ pub async fn run(options: Options) -> Result<Report> {
         (Some(name), Some(path)) => Some(Arc::new(Issuer::read(name.clone(), path)?)),
         _ => None,
     };
+    // Better now than after the load; it is read for good at the end.
+    options.marks.as_deref().map(marks::read).transpose()?;
     let target = Target::find(&options.target, options.ca.as_deref()).await?;
     let progress = Progress::new();
     let api = Api { http: Http::new(target.clone()) };
@@ -179,13 +186,14 @@ impl Run {
         self.connected().await?;
         let looking = self.options.verify.then(|| tokio::spawn(look_around(self.places(), Arc::clone(&self.shared))));
         let mut storm = None;
-        let began = self.shared.timeline.micros();
+        self.options.marks.as_deref().map(marks::make).transpose()?;
+        let began_us = self.shared.timeline.micros();
         match self.options.scenario {
             Scenario::Idle => self.idle().await?,
             Scenario::Storm => storm = Some(self.storm().await?),
             Scenario::Rooms | Scenario::Fanout | Scenario::Pairs => tokio::task::block_in_place(|| self.load())?,
         }
-        let load_s = seconds(self.shared.timeline.micros() - began);
+        let load_s = seconds(self.shared.timeline.micros() - began_us);
         let settled = self.settled().await?;
         if let Some(looking) = looking {
             looking.abort();
@@ -195,6 +203,9 @@ impl Run {
         }
         let verdict = if self.options.verify { Some(self.audit().await?) } else { None };
         self.progress.end();
+        let marks = self.options.marks.as_deref().map(marks::read).unwrap_or_else(|| Ok(Marks::default()));
+        // A whole run is not thrown away for that.
+        let marks = marks.unwrap_or_else(|error| Marks { wrong: vec![format!("{error:#}")], ..Marks::default() });
         let book = self.shared.book.open();
         let clean = verdict.as_ref().is_none_or(Verdict::is_clean);
         if clean && book.live < self.users.len() {
@@ -204,7 +215,8 @@ impl Run {
         if clean && book.counts.sent > 0 && book.counts.accepted == 0 {
             bail!("nothing was accepted, so nothing was tested: {}", book.trouble.clone().unwrap_or_default());
         }
-        Ok(Report::new(&self.options, self.rooms.len(), load_s, settled, &book, storm, verdict))
+        let outcome = Outcome { rooms: self.rooms.len(), began_us, load_s, settled, storm, verdict, marks };
+        Ok(Report::new(&self.options, self.shared.timeline, &book, outcome))
     }
 
     /// Fails where a client was told to stay away.
@@ -305,7 +317,7 @@ impl Run {
             let mut book = self.shared.book.open();
             book.counts.scheduled += 1;
             match self.queues[user].try_send(due) {
-                Ok(()) => book.outstanding += 1,
+                Ok(()) => book.waits.due(scheduled_us),
                 Err(_) => book.counts.overflowed += 1,
             }
         }
@@ -384,13 +396,13 @@ impl Run {
             let mut book = self.shared.book.open();
             book.counts.scheduled += 1;
             book.counts.sent += 1;
+            book.waits.due(scheduled_us);
             let (user, client, room, body) = (owner.id, None, room.id, text_digest(&text));
             book.note(|| Step::Sending { user, client, room, client_msg_id: id, body });
         }
         let (posted, duplicate) = self.shared.api.post(&owner.login, room.id, id, &text).await?;
         let mut book = self.shared.book.open();
-        book.counts.accepted += 1;
-        book.ack.add(self.shared.timeline.micros().saturating_sub(scheduled_us));
+        book.accepted(scheduled_us, self.shared.timeline.micros());
         book.head(number, posted.seq);
         book.note(|| Step::Accepted {
             user: owner.id,
@@ -417,10 +429,11 @@ impl Run {
                 if book.is_settled() && book.live == self.users.len() {
                     return Ok(true);
                 }
-                let (outstanding, behind, live) = (book.outstanding, book.behind(), book.live);
-                self.progress.at(0, || format!("no outcome {outstanding} behind {behind} live {live}"));
+                let (owed, behind, live) = (book.waits.owed(), book.behind(), book.live);
+                self.progress.at(0, || format!("no outcome {owed} behind {behind} live {live}"));
             }
             if Instant::now() > end {
+                self.shared.book.open().waits.give_up(self.shared.timeline.micros());
                 self.phase.send_replace(Phase::Quiet);
                 sleep(VOID_AFTER).await;
                 return Ok(false);

@@ -4,6 +4,7 @@
 
 mod server;
 
+use std::io::Write;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +103,78 @@ async fn crashes_in_between_break_nothing() {
     assert_eq!(result["counts"]["accepted"], 1200, "{result}");
 }
 
+fn mark(path: &std::path::Path, what: &str) {
+    let now = std::process::Command::new("date").arg("+%s%3N").output().unwrap();
+    let mut file = std::fs::File::options().append(true).open(path).unwrap();
+    writeln!(file, "{} {what}", String::from_utf8(now.stdout).unwrap().trim()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_longest_waits_are_told_for_each_mark() {
+    const DOWN: Duration = Duration::from_millis(900);
+    let (server, listener) = Server::bind(Mutant::Honest).await;
+    let addr = server.addr;
+    let serving = tokio::spawn(Arc::clone(&server).serve(listener));
+    let dir = tempfile::tempdir().unwrap();
+    let [json, report, marks] = ["result.json", "report", "marks"].map(|name| dir.path().join(name));
+    let mut command = loadtest();
+    command.args(["run", "--verify", "--target", &format!("http://{addr}"), "--json"]).arg(&json);
+    command.arg("--report").arg(&report).arg("--marks").arg(&marks);
+    command.args(["--users", "8", "--rooms", "2", "--rate", "100", "--duration", "4s"]);
+    let loading = tokio::spawn(finish(command));
+    while !marks.exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    mark(&marks, "the server <died>");
+    serving.abort();
+    let _ = serving.await;
+    tokio::time::sleep(DOWN).await;
+    let serving = tokio::spawn(server.serve(TcpListener::bind(addr).await.unwrap()));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    mark(&marks, "nothing happened");
+    let (code, out, err) = loading.await.unwrap();
+    serving.abort();
+    assert_eq!(code, 0, "{out}{err}");
+
+    let result: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let [died, nothing] = &result["marks"].as_array().unwrap()[..] else { panic!("two marks: {result}") };
+    assert_eq!((&died["what"], &nothing["what"]), (&"the server <died>".into(), &"nothing happened".into()));
+    let number = |of: &Value, name: &str| of[name].as_f64().unwrap();
+    // None of it is the other mark's, and what was under way when the server died is in it: all of the run's longest.
+    for name in ["no_accept_ms", "ack_ms", "delivery_ms"] {
+        assert!(number(died, name) >= DOWN.as_secs_f64() * 1e3, "{name}: {result}");
+        assert_eq!(number(died, name), number(&result["longest"], name), "{name}: {result}");
+        assert!(number(&result["before_marks"], name) > 0.0 && number(nothing, name) > 0.0, "{name}: {result}");
+    }
+    assert!(number(&result, "no_accept_at_s") <= number(died, "at_s") + 0.5, "{result}");
+    for (name, total) in [("sends", "scheduled"), ("accepted", "accepted")] {
+        let parts = [&result["before_marks"], died, nothing].map(|of| of[name].as_u64().unwrap());
+        assert!(parts.iter().all(|part| *part > 0), "{result}");
+        assert_eq!(parts.iter().sum::<u64>(), result["counts"][total].as_u64().unwrap(), "{result}");
+    }
+    assert!(out.lines().any(|line| line.starts_with("the server <died> ")), "{out}");
+    let page = std::fs::read_to_string(report.join("index.html")).unwrap();
+    assert!(page.contains("<td>the server &lt;died&gt;<td>") && !page.contains("<died>"), "{page}");
+    assert_eq!(page.matches("class=\"mark\"").count(), 2 * 4, "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_is_no_mark_is_told_but_not_before_a_broken_promise() {
+    for (mutant, status) in [(Mutant::Honest, 2), (Mutant::DropOne, 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        let marks = dir.path().join("marks");
+        std::fs::write(&marks, "1763790000123 edge-1 killed\nsoon edge-1 killed\n").unwrap();
+        let mut options = SMALL.to_vec();
+        options.extend(["--marks", marks.to_str().unwrap()]);
+        let (code, out, err) = run(mutant, &options).await;
+        assert_eq!(code, status, "{out}{err}");
+        assert!(out.contains("line 2 is no mark: soon edge-1 killed"), "{out}");
+        assert!(out.contains("\nedge-1 killed "), "the others are there: {out}");
+        assert_eq!(err.contains("lacks marks"), mutant == Mutant::Honest, "{err}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_of_an_own_issuer_need_no_account_and_the_report_is_one_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -178,10 +251,11 @@ async fn a_server_is_loaded_over_tls_and_one_that_can_not_be_trusted_is_not() {
 #[tokio::test]
 async fn who_cannot_run_says_why_and_exits_2() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let cases: [(Vec<String>, &str); 3] = [
+    let cases: [(Vec<String>, &str); 4] = [
         (vec!["--target".into(), format!("http://{free}")], "can't connect"),
         (vec!["--target".into(), format!("ftp://{free}")], "only http:// and https://"),
         (vec!["--target".into(), format!("http://{free}"), "--rate".into(), "0".into()], "above 0"),
+        (vec!["--target".into(), format!("http://{free}"), "--marks".into(), "/".into()], "it is no file"),
     ];
     for (options, reason) in cases {
         let mut command = loadtest();
