@@ -89,7 +89,12 @@ impl Step {
 
 impl Hub {
     /// Runs until `shutdown` turns true.
-    pub async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+    pub async fn run(self: Arc<Self>, shutdown: watch::Receiver<bool>) {
+        // Beside one another: an owner that does not answer must not hold up heartbeats and receipts.
+        tokio::join!(self.tick(shutdown.clone()), self.keep_mended(shutdown));
+    }
+
+    async fn tick(&self, mut shutdown: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut count = 0_u64;
@@ -99,11 +104,19 @@ impl Hub {
                     count += 1;
                     self.nudge();
                     self.publish_receipts(count).await;
-                    self.mend().await;
                     if count.is_multiple_of(TICKS_PER_S) {
                         self.beat(count / TICKS_PER_S).await;
                     }
                 }
+                changed = shutdown.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn keep_mended(&self, mut shutdown: watch::Receiver<bool>) {
+        while !*shutdown.borrow() {
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => self.mend().await,
                 () = self.mend.notified() => self.mend().await,
                 changed = shutdown.changed() => if changed.is_err() { return },
             }
@@ -268,11 +281,15 @@ impl Hub {
             (std::mem::take(&mut state.unregistered), std::mem::take(&mut state.missed))
         };
         let mut missed = missed;
-        for (lane, partition, heard) in unregistered {
+        // All at once: one owner that does not answer must not keep the others waiting.
+        let registering = unregistered.into_iter().map(async |(lane, partition, heard)| {
             // A socket may have registered a room of its own meanwhile and so begun the count; all others were heard of
             // only up to the old watermark. So the stretch to be made up ends where *all* interest is registered.
             let keys = self.keys_of(lane, partition);
-            match self.register(lane, partition, &keys).await {
+            (lane, partition, heard, self.register(lane, partition, &keys).await)
+        });
+        for (lane, partition, heard, registered) in join_all(registering).await {
+            match registered {
                 Ok(registered) => missed.push((lane, partition, heard, registered.at)),
                 Err(_) => self.state.lock().unregistered.push((lane, partition, heard)),
             }
