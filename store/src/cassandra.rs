@@ -37,8 +37,9 @@ use metrics::Metrics;
 /// A statement that may run twice is sent to another replica as well when the first is silent for so long: well above a
 /// quiet node's slowest answers, well below what people notice.
 const SPECULATE_AFTER: Duration = Duration::from_millis(100);
-/// A node that says nothing for so long is taken for gone; frozen ones keep their connections open.
-const KEEPALIVE: Duration = Duration::from_secs(1);
+/// A node that says nothing for so long is taken for gone; frozen ones keep their connections open. The driver advises
+/// against a second and less.
+const KEEPALIVE: Duration = Duration::from_millis(1_250);
 
 /// Settings of the store in Cassandra.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
