@@ -64,7 +64,7 @@ pub struct App {
     /// Fresh ids.
     pub ids: Ids,
     /// Rate limits.
-    pub limits: Limits,
+    pub limits: Arc<Limits>,
     /// What it counts.
     pub metrics: Metrics,
     pub(crate) proxies: Proxies,
@@ -90,6 +90,19 @@ impl App {
         passwords: Arc<dyn PasswordHasher>,
         metrics: Metrics,
     ) -> Result<Arc<Self>, StartError> {
+        let limits = Arc::new(Limits::new(config.limits.as_ref(), deps.clock.clone()));
+        Self::with_limits(deps, hub, config, limits, passwords, metrics).await
+    }
+
+    /// The same with limits that other edges are told of; they are those of `config`.
+    pub async fn with_limits(
+        deps: Deps,
+        hub: Arc<Hub>,
+        config: Config,
+        limits: Arc<Limits>,
+        passwords: Arc<dyn PasswordHasher>,
+        metrics: Metrics,
+    ) -> Result<Arc<Self>, StartError> {
         config.validate()?;
         let issuers = Issuers::new(&config.issuers, deps.jwks.clone(), deps.clock.clone())?;
         let tokens = Tokens::new(&config.issuer, &config.audience, issuers);
@@ -99,7 +112,6 @@ impl App {
             .await?;
         let revocations = Revocations::new(config.access_ttl(), Duration::from_millis(config.revocation_stale_ms));
         revocations.read(&*deps.store, &*deps.clock).await?;
-        let limits = Limits::new(config.limits.as_ref(), deps.clock.clone());
         if config.limits.is_none() {
             tracing::warn!("rate limits are off, and nobody is shut out: for load tests only");
         }

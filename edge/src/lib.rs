@@ -32,4 +32,5 @@ pub use app::App;
 pub use config::Config;
 pub use deps::Deps;
 pub use extract::Peer;
+pub use limits::Limits;
 pub use metrics::Metrics;

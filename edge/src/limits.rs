@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use schemas::cluster::{PersonLimit, USED_MAX, Used};
+use schemas::link::UsagePort;
 use schemas::{Clock, RoomId, UserId};
 use store::shut_outs::Network;
 
@@ -103,13 +105,13 @@ impl Limits {
         let rules = config.map(|config| Rules {
             bits: (config.ipv4_prefix_bits, config.ipv6_prefix_bits),
             frames: Rate::new(config.frame_burst, config.frames_per_s),
-            sends: Buckets::new(config.send_burst, config.sends_per_s),
+            sends: Buckets::told(config.send_burst, config.sends_per_s),
             room_sends: Buckets::new(config.room_send_burst, config.room_sends_per_s),
             sign_ups: Buckets::new(config.sign_up_burst, config.sign_ups_per_s),
             failures_by_address: Buckets::new(config.failed_sign_in_burst, config.failed_sign_ins_per_s),
-            failures_by_account: Buckets::new(config.failed_account_burst, config.failed_accounts_per_s),
+            failures_by_account: Buckets::told(config.failed_account_burst, config.failed_accounts_per_s),
             connections: Buckets::new(config.connection_burst, config.connections_per_s),
-            sockets: Buckets::new(config.socket_burst, config.sockets_per_s),
+            sockets: Buckets::told(config.socket_burst, config.sockets_per_s),
             connections_by_address: Counts::new(config.connections_per_address),
             handshakes_by_address: Counts::new(config.handshakes_per_address),
             handshakes: Counts::new(config.handshakes_max),
@@ -216,6 +218,44 @@ impl Limits {
     }
 }
 
+impl Rules {
+    /// The limits that a person has on all edges together.
+    fn of_persons(&self) -> [(PersonLimit, &Buckets<UserId>); 3] {
+        [
+            (PersonLimit::Sends, &self.sends),
+            (PersonLimit::Sockets, &self.sockets),
+            (PersonLimit::SignIns, &self.failures_by_account),
+        ]
+    }
+}
+
+/// How many sockets a person holds is counted on each edge by itself.
+impl UsagePort for Limits {
+    fn take_used(&self) -> Vec<Used> {
+        let Some(rules) = &self.rules else { return Vec::new() };
+        let taken = rules.of_persons().into_iter().flat_map(|(limit, buckets)| {
+            buckets.taken().into_iter().map(move |(user, times)| Used { user, limit, times })
+        });
+        let mut used: Vec<Used> = taken.collect();
+        if used.len() > USED_MAX {
+            // Those who use most matter most.
+            used.select_nth_unstable_by_key(USED_MAX, |used| std::cmp::Reverse(used.times));
+            used.truncate(USED_MAX);
+        }
+        used
+    }
+
+    fn used_elsewhere(&self, used: &[Used]) {
+        let Some(rules) = &self.rules else { return };
+        let now = self.clock.elapsed();
+        for (limit, buckets) in rules.of_persons() {
+            for used in used.iter().filter(|used| used.limit == limit) {
+                buckets.used_elsewhere(used.user, used.times, now);
+            }
+        }
+    }
+}
+
 /// A burst, and what comes back of it a second.
 #[derive(Clone, Copy)]
 struct Rate {
@@ -272,14 +312,44 @@ impl Rate {
 struct Buckets<K> {
     rate: Rate,
     held: Mutex<HashMap<K, Bucket>>,
+    /// What was taken since others were last told, where they are.
+    taken: Option<Mutex<HashMap<K, u32>>>,
 }
 
-impl<K: Eq + Hash> Buckets<K> {
+/// Whoever takes less than this part of what comes back in a second is not told of: so many edges it takes before what is
+/// left out comes to the whole limit.
+const TOLD_PART: f64 = 1.0 / 16.0;
+
+impl<K: Copy + Eq + Hash> Buckets<K> {
     fn new(burst: u32, per_s: f64) -> Self {
-        Self { rate: Rate::new(burst, per_s), held: Mutex::default() }
+        Self { rate: Rate::new(burst, per_s), held: Mutex::default(), taken: None }
+    }
+
+    /// Buckets that other edges have as well.
+    fn told(burst: u32, per_s: f64) -> Self {
+        Self { taken: Some(Mutex::default()), ..Self::new(burst, per_s) }
+    }
+
+    /// What was taken since this was last asked, crumbs left out.
+    fn taken(&self) -> Vec<(K, u32)> {
+        let taken = self.taken.as_ref().map(|taken| std::mem::take(&mut *taken.lock())).unwrap_or_default();
+        taken.into_iter().filter(|(_, times)| *times > 0 && f64::from(*times) >= self.rate.per_s * TOLD_PART).collect()
+    }
+
+    /// Another edge has given so much. What it gave before it was heard of becomes a debt here, of one burst at most.
+    fn used_elsewhere(&self, key: K, times: u32, now: Duration) {
+        self.with(key, now, |bucket| {
+            let tokens = (self.rate.level(bucket, now) - f64::from(times)).max(-self.rate.burst);
+            *bucket = Bucket { tokens, at: now, ..*bucket };
+        });
     }
 
     fn give_back(&self, key: &K, now: Duration) {
+        if let Some(taken) = &self.taken
+            && let Some(times) = taken.lock().get_mut(key)
+        {
+            *times = times.saturating_sub(1);
+        }
         // A bucket that is not there is full.
         if let Some(bucket) = self.held.lock().get_mut(key) {
             let tokens = (self.rate.level(bucket, now) + 1.0).min(self.rate.burst);
@@ -288,6 +358,18 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 
     fn take(&self, key: K, now: Duration) -> Result<(), Duration> {
+        let taken = self.with(key, now, |bucket| self.rate.take(bucket, now));
+        if let (Ok(()), Some(told)) = (taken, &self.taken) {
+            let mut told = told.lock();
+            // Where nobody asks, nobody is told (I9).
+            if told.len() < BUCKETS_MAX || told.contains_key(&key) {
+                *told.entry(key).or_default() += 1;
+            }
+        }
+        taken
+    }
+
+    fn with<T>(&self, key: K, now: Duration, change: impl FnOnce(&mut Bucket) -> T) -> T {
         let mut held = self.held.lock();
         if held.len() >= BUCKETS_MAX && !held.contains_key(&key) {
             held.retain(|_, bucket| self.rate.level(bucket, now) < self.rate.burst);
@@ -296,7 +378,7 @@ impl<K: Eq + Hash> Buckets<K> {
                 held.clear();
             }
         }
-        self.rate.take(held.entry(key).or_insert(self.rate.full(now)), now)
+        change(held.entry(key).or_insert(self.rate.full(now)))
     }
 }
 
@@ -366,6 +448,56 @@ mod tests {
         assert_eq!(limits.send_allowed(user(2), room(1)), Ok(()));
         clock.advance(Duration::from_secs(1));
         assert_eq!(passing(user(1)), 50);
+    }
+
+    /// Someone who goes to two edges in turn, for a minute: what passes in all is what would pass at one, give or take what
+    /// both give before they hear of one another.
+    #[test]
+    fn a_limit_is_one_limit_on_two_edges_that_tell_one_another() {
+        let passing = |told: bool| {
+            let clock = Arc::new(ManualClock::default());
+            let edges = [(); 2].map(|()| Limits::new(Some(&LimitsConfig::default()), clock.clone()));
+            let mut passed = 0;
+            for _ in 0..60 {
+                for edge in &edges {
+                    passed += (0..1_000).filter(|n| edge.send_allowed(user(1), room(*n)).is_ok()).count();
+                }
+                let [here, there] = edges.each_ref().map(|edge| edge.take_used());
+                if told {
+                    edges[1].used_elsewhere(&here);
+                    edges[0].used_elsewhere(&there);
+                }
+                clock.advance(Duration::from_secs(1));
+            }
+            passed
+        };
+        let one_edge = 500 + 59 * 50;
+        assert_eq!(passing(false), 2 * one_edge);
+        let told = passing(true);
+        assert!((one_edge..=one_edge + 550).contains(&told), "{told} passed");
+    }
+
+    #[test]
+    fn what_is_told_is_bounded_and_leaves_crumbs_and_what_was_given_back_out() {
+        let clock = Arc::new(ManualClock::default());
+        let limits = Limits::new(Some(&LimitsConfig::default()), clock);
+        assert!((0..3).all(|_| limits.send_allowed(user(1), room(1)).is_ok()));
+        assert_eq!(limits.take_used(), [], "a sixteenth of 50 a second is more");
+        assert!((0..4).all(|_| limits.send_allowed(user(1), room(1)).is_ok()));
+        assert_eq!(limits.sign_in_allowed(home(), Some(user(1))), Ok(()));
+        assert_eq!(limits.sign_in_allowed(home(), Some(user(2))), Ok(()));
+        limits.sign_in_was_none(home(), Some(user(2)));
+        let mut used = limits.take_used();
+        used.sort_unstable_by_key(|used| used.times);
+        let by = |limit, times| Used { user: user(1), limit, times };
+        assert_eq!(used, [by(PersonLimit::SignIns, 1), by(PersonLimit::Sends, 4)]);
+        assert_eq!(limits.take_used(), [], "once");
+        for n in 0..2 * USED_MAX as u128 {
+            assert!((0..if n == 7 { 5 } else { 4 }).all(|i| limits.send_allowed(user(n), room(n * 10 + i)).is_ok()));
+        }
+        let used = limits.take_used();
+        assert_eq!(used.len(), USED_MAX);
+        assert!(used.iter().any(|used| used.user == user(7)), "who uses most is among them");
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod announce;
 mod directory;
 mod view;
 
-pub use announce::{Me, announce};
+pub use announce::{Me, News, announce};
 pub use directory::{Directory, Metrics};
 pub use view::{LEASE, Living, Member, View};
 

@@ -5,11 +5,11 @@
 //! A process of the cluster does this:
 //!
 //! ```text
-//! all        announce(log, clock, Me { id, role, address, started_at }, owned, stop)   says that it lives and what it owns
+//! all        announce(log, clock, Me { id, role, address, started_at }, news, stop)    says that it lives and what it owns
 //! fanout     serve(listener, tls, me, Services { fanout: Some(handle), .. }, …)        owned: handle.owned()
 //! archiver   serve(listener, tls, me, Services { history: Some(port), .. }, …)         owned: worker.owned()
 //! ingest     nothing more                                                              owned: the sender of run_telling
-//! edge       directory = Directory::new(log, clock, …); directory.run(stop)
+//! edge       directory = Directory::new(log, clock, …, limits); directory.run(stop)    news: what people used of limits
 //!            links = Links::new(Deps { me, tls, directory, entropy }, …); links.run(stop)
 //!            edge::Deps { fanout: links.fanout(), history: links.history(archiver::reader(…)), .. }
 //! ```
@@ -31,7 +31,7 @@ mod words;
 use tokio::sync::watch;
 
 pub use client::{Deps, Links};
-pub use cluster::{Directory, Me, announce};
+pub use cluster::{Directory, Me, News, announce};
 pub use config::Config;
 pub use fanout::RemoteFanout;
 pub use history::RemoteHistory;

@@ -27,6 +27,16 @@ const POLL: Duration = Duration::from_millis(10);
 /// How long requests under way may take at a stop beyond the time in which sockets are sent away.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
+/// What is behind an edge, and its limits.
+pub struct Behind {
+    /// Feeds it.
+    pub fanout: Arc<dyn FanoutPort>,
+    /// Answers for history.
+    pub history: Arc<dyn HistoryPort>,
+    /// Those of its settings.
+    pub limits: Arc<edge::Limits>,
+}
+
 /// Where clients come.
 pub struct Front {
     listener: TcpListener,
@@ -53,9 +63,9 @@ impl Front {
         ground: &Ground,
         config: edge::Config,
         edge: EdgeId,
-        fanout: Arc<dyn FanoutPort>,
-        history: Arc<dyn HistoryPort>,
+        behind: Behind,
     ) -> anyhow::Result<()> {
+        let Behind { fanout, history, limits } = behind;
         let Self { listener, certificate, url } = self;
         let deps = edge::Deps {
             edge,
@@ -72,7 +82,7 @@ impl Front {
         let (drain, spread) = (config.drain().min(ground.settings.grace() / 2), config.drain_retry_spread());
         let passwords = Argon2Pool::start(&config.password).context("can't start the password threads")?;
         let metrics = edge::Metrics::new(&running.registry)?;
-        let app = edge::App::new(deps, hub.clone(), config, Arc::new(passwords), metrics)
+        let app = edge::App::with_limits(deps, hub.clone(), config, limits, Arc::new(passwords), metrics)
             .await
             .context("can't start the edge")?;
         let (its_hub, its_app) = (hub.clone(), app.clone());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use link::{Directory, Links, Me, Services, Tls, announce};
+use link::{Directory, Links, Me, News, Services, Tls, announce};
 use prometheus::Registry;
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use crate::cluster;
 use crate::config::Settings;
 use crate::engines;
-use crate::front::Front;
+use crate::front::{Behind, Front};
 use crate::lag::Lag;
 use crate::readers;
 use crate::retention::{self, Retention};
@@ -114,10 +114,14 @@ impl Ground {
         Me { id: InstanceId(self.new_id()), role, address, started_at: self.clock.now() }
     }
 
-    fn start_announcing(&self, running: &mut Running, me: Me, owned: Share) {
+    fn limits(&self, edge: &edge::Config) -> Arc<edge::Limits> {
+        Arc::new(edge::Limits::new(edge.limits.as_ref(), self.clock.clone()))
+    }
+
+    fn start_announcing(&self, running: &mut Running, me: Me, news: News) {
         let (log, clock) = (self.log.clone(), self.clock.clone());
         running.start("announcements", |stop| async move {
-            announce(log, clock, me, owned, stop).await;
+            announce(log, clock, me, news, stop).await;
             Ok(())
         });
     }
@@ -161,8 +165,8 @@ async fn everything(settings: Settings, edge: edge::Config) -> anyhow::Result<()
         running.start_duty("retention", retention.run());
     }
     ground.start_lag(&mut running, readers::GROUPS.to_vec())?;
-    let id = EdgeId(ground.new_id());
-    front.serve(&mut running, &ground, edge, id, fanout, history).await?;
+    let (id, limits) = (EdgeId(ground.new_id()), ground.limits(&edge));
+    front.serve(&mut running, &ground, edge, id, Behind { fanout, history, limits }).await?;
     running.stop().await
 }
 
@@ -179,7 +183,7 @@ async fn alone(role: Role, settings: Settings, edge: edge::Config) -> anyhow::Re
             let ground = Ground::open(settings, &running.registry).await?;
             let owned = ground.start_ingest(&mut running)?;
             ground.start_lag(&mut running, readers::of_group(ingest::GROUP))?;
-            ground.start_announcing(&mut running, ground.me(role, String::new()), owned.clone());
+            ground.start_announcing(&mut running, ground.me(role, String::new()), News::owning(owned.clone()));
             serve_share(&mut running, "ingest", owned).await?;
         }
         Role::Fanout => {
@@ -190,7 +194,7 @@ async fn alone(role: Role, settings: Settings, edge: edge::Config) -> anyhow::Re
             let owned = handle.owned();
             let services = Services { fanout: Some(handle), history: None };
             let me = reached.serve(&mut running, &ground, services)?;
-            ground.start_announcing(&mut running, me, owned.clone());
+            ground.start_announcing(&mut running, me, News::owning(owned.clone()));
             serve_share(&mut running, "fanout", owned).await?;
         }
         Role::Archiver => {
@@ -200,7 +204,7 @@ async fn alone(role: Role, settings: Settings, edge: edge::Config) -> anyhow::Re
             ground.start_lag(&mut running, readers::of_group(archiver::GROUP))?;
             let services = Services { fanout: None, history: Some(history) };
             let me = reached.serve(&mut running, &ground, services)?;
-            ground.start_announcing(&mut running, me, owned.clone());
+            ground.start_announcing(&mut running, me, News::owning(owned.clone()));
             serve_share(&mut running, "archiver", owned).await?;
         }
     }
@@ -215,8 +219,10 @@ async fn edge_alone(running: &mut Running, settings: Settings, edge: edge::Confi
     let ground = Ground::open(settings, &running.registry).await?;
     let me = ground.me(Role::Edge, String::new());
     let id = EdgeId(me.id.0);
-    let directory =
-        Directory::new(ground.log.clone(), ground.clock.clone(), link::cluster::Metrics::new(&running.registry)?);
+    let limits = ground.limits(&edge);
+    let metrics = link::cluster::Metrics::new(&running.registry)?;
+    let usage = Some((me.id, limits.clone() as _));
+    let directory = Directory::new(ground.log.clone(), ground.clock.clone(), metrics, usage);
     let deps =
         link::Deps { me: me.clone(), tls: tls.clone(), directory: directory.clone(), entropy: ground.entropy.clone() };
     let links = Links::new(deps, link.limits.clone(), link::Metrics::new(&running.registry)?);
@@ -230,10 +236,11 @@ async fn edge_alone(running: &mut Running, settings: Settings, edge: edge::Confi
         running_links.run(stop).await;
         Ok(())
     });
-    ground.start_announcing(running, me, watch::channel(Vec::new()).1);
+    ground.start_announcing(running, me, News::counting(limits.clone()));
     let metrics = archiver::Metrics::new(&running.registry)?;
     let store = archiver::reader(ground.archiver_deps(), ground.settings.archiver.clone(), metrics);
-    front.serve(running, &ground, edge, id, links.fanout(), links.history(store)).await
+    let behind = Behind { fanout: links.fanout(), history: links.history(store), limits };
+    front.serve(running, &ground, edge, id, behind).await
 }
 
 /// Where edges reach a process: open before anything else is, so that whatever is wrong with it shows first.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::codec::unreleased_record;
-use crate::ids::InstanceId;
+use crate::ids::{InstanceId, UserId};
 use crate::seq::Partition;
 
 /// What a process does.
@@ -55,6 +55,32 @@ pub struct Owned {
     pub partition: Partition,
 }
 
+/// A limit of a person's that holds on all edges together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PersonLimit {
+    /// Messages.
+    Sends,
+    /// Sockets opened.
+    Sockets,
+    /// Wrong passwords.
+    SignIns,
+}
+
+/// What a person has used of a limit at one edge since that edge last spoke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// Whose it is.
+    pub user: UserId,
+    /// Which.
+    pub limit: PersonLimit,
+    /// How often.
+    pub times: u32,
+}
+
+/// Most that an edge says of it at once: some 20 bytes each.
+pub const USED_MAX: usize = 1_000;
+
 /// A process says that it lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -70,6 +96,8 @@ pub struct Instance {
     pub at: Timestamp,
     /// What it owns in its role's group, in no order.
     pub owned: Vec<Owned>,
+    /// Of an edge, what people have used of their limits since it last spoke: at most [`USED_MAX`], in no order.
+    pub used: Vec<Used>,
     /// It is about to end: the last that is heard of it.
     pub leaving: bool,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::cluster::Used;
 use crate::event::Event;
 use crate::ids::{EdgeId, RoomId, UserId};
 use crate::outcome::Outcome;
@@ -86,6 +87,15 @@ pub trait EdgePort: Send + Sync {
     fn register_anew(&self, partitions: &[Partition]) {
         let _ = partitions;
     }
+}
+
+/// People's limits at an edge, as what goes between edges sees them. What one edge has counted the others count too, so that
+/// a limit is one limit wherever a person goes.
+pub trait UsagePort: Send + Sync {
+    /// What was used since this was last asked, at most [`USED_MAX`](crate::cluster::USED_MAX).
+    fn take_used(&self) -> Vec<Used>;
+    /// Another edge has counted this.
+    fn used_elsewhere(&self, used: &[Used]);
 }
 
 /// Fanout, as an edge sees it.

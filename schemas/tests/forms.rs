@@ -3,7 +3,7 @@
 #![expect(clippy::expect_used, reason = "a form that can't be read back fails")]
 
 use proptest::prelude::*;
-use schemas::cluster::{self, Instance, Owned};
+use schemas::cluster::{self, Instance, Owned, PersonLimit, Used};
 use schemas::command::{Action, Command, ReplyTo};
 use schemas::dead_letter::DeadLetter;
 use schemas::event::{Event, EventKind};
@@ -214,14 +214,18 @@ fn instance() -> impl Strategy<Value = Instance> {
     let owned = (0..u64::MAX / 2, any::<u32>());
     let owned = owned.prop_map(|(epoch, partition)| Owned { epoch, partition: Partition(partition) });
     let role = prop::sample::select(cluster::Role::ALL.to_vec());
-    (instance_id(), role, ".{0,20}", time(), time(), prop::collection::vec(owned, 0..9), any::<bool>()).prop_map(
-        |(id, role, address, started_at, at, owned, leaving)| Instance {
+    let limit = prop::sample::select(vec![PersonLimit::Sends, PersonLimit::Sockets, PersonLimit::SignIns]);
+    let used = (user(), limit, any::<u32>()).prop_map(|(user, limit, times)| Used { user, limit, times });
+    let (owned, used) = (prop::collection::vec(owned, 0..9), prop::collection::vec(used, 0..9));
+    (instance_id(), role, ".{0,20}", time(), time(), owned, used, any::<bool>()).prop_map(
+        |(id, role, address, started_at, at, owned, used, leaving)| Instance {
             id,
             role,
             address,
             started_at,
             at,
             owned,
+            used,
             leaving,
         },
     )
@@ -335,6 +339,7 @@ fn the_bytes_of_each_form_never_change() {
         started_at: Timestamp(9),
         at: Timestamp(10),
         owned: vec![Owned { epoch: 3, partition: Partition(5) }],
+        used: vec![Used { user: UserId(id(2)), limit: PersonLimit::SignIns, times: 4 }],
         leaving: false,
     };
     let lines = [

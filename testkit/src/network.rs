@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use edge::Limits;
 use edge::auth::password::Argon2Pool;
 use edge::hub::Hub;
 use edge::metrics::HubMetrics;
 use link::cluster;
-use link::{Directory, Links, Me, Services, Tls, announce};
+use link::{Directory, Links, Me, News, Services, Tls, announce};
 use prometheus::Registry;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use schemas::cluster::{Owned, Role};
@@ -273,10 +274,10 @@ impl Network {
     }
 
     /// A process that says that it lives.
-    fn announced(&self, me: &Me, owned: watch::Receiver<Vec<Owned>>) -> Process {
+    fn announced(&self, me: &Me, news: News) -> Process {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        let says = announce(Arc::clone(&self.log), Arc::clone(&self.clock), me.clone(), owned, stopped);
+        let says = announce(Arc::clone(&self.log), Arc::clone(&self.clock), me.clone(), news, stopped);
         tasks.spawn(async move {
             says.await;
             Ok(())
@@ -295,7 +296,7 @@ impl Network {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let relay = Relay::start(listener.local_addr()?).await?;
         let me = self.me(role, relay.address.to_string());
-        let mut process = self.announced(&me, owned);
+        let mut process = self.announced(&me, News::owning(owned));
         process.registry = registry;
         let metrics = link::Metrics::new(&process.registry)?;
         let served = link::serve(
@@ -365,7 +366,7 @@ impl Network {
     /// An ingest.
     pub fn ingest(&self) -> Result<Process> {
         let owned = watch::Sender::new(Vec::new());
-        let mut process = self.announced(&self.me(Role::Ingest, String::new()), owned.subscribe());
+        let mut process = self.announced(&self.me(Role::Ingest, String::new()), News::owning(owned.subscribe()));
         let deps = ingest::Deps {
             log: Arc::clone(&self.log),
             store: Arc::clone(&self.store),
@@ -385,10 +386,15 @@ impl Network {
 
     /// The same with this certificate.
     pub fn links_with(&self, tls: Arc<Tls>) -> Result<Bare> {
+        self.linked(tls, Arc::new(Limits::new(None, Arc::clone(&self.clock))))
+    }
+
+    fn linked(&self, tls: Arc<Tls>, limits: Arc<Limits>) -> Result<Bare> {
         let me = self.me(Role::Edge, String::new());
-        let mut process = self.announced(&me, watch::Sender::new(Vec::new()).subscribe());
+        let mut process = self.announced(&me, News::counting(limits.clone()));
         let metrics = cluster::Metrics::new(&process.registry)?;
-        let directory = Directory::new(Arc::clone(&self.log), Arc::clone(&self.clock), metrics);
+        let usage = Some((me.id, limits as _));
+        let directory = Directory::new(Arc::clone(&self.log), Arc::clone(&self.clock), metrics, usage);
         let deps = link::Deps { me, tls, directory: Arc::clone(&directory), entropy: Arc::clone(&self.entropy) };
         let links = Links::new(deps, self.config.clone(), link::Metrics::new(&process.registry)?);
         let (reads, stop, stop_too) = (Arc::clone(&directory), process.stop.subscribe(), process.stop.subscribe());
@@ -414,7 +420,9 @@ impl Network {
 
     /// The same on a store of its own.
     pub async fn edge_on(&self, config: edge::config::Config, store: Arc<dyn Store>) -> Result<Edge> {
-        let Bare { mut process, directory, fanout, history } = self.links()?;
+        let limits = Arc::new(Limits::new(config.limits.as_ref(), Arc::clone(&self.clock)));
+        let Bare { mut process, directory, fanout, history } =
+            self.linked(self.authority.tls(Role::Edge)?, Arc::clone(&limits))?;
         let deps = edge::Deps {
             edge: EdgeId(process.id.0),
             log: Arc::clone(&self.log),
@@ -428,7 +436,7 @@ impl Network {
         let hub = Hub::new(deps.clone(), HubMetrics::new(&process.registry)?);
         let passwords = Arc::new(Argon2Pool::start(&config.password)?);
         let metrics = edge::metrics::Metrics::new(&process.registry)?;
-        let app = edge::App::new(deps, Arc::clone(&hub), config, passwords, metrics).await?;
+        let app = edge::App::with_limits(deps, Arc::clone(&hub), config, limits, passwords, metrics).await?;
         let listener = TcpListener::bind("127.0.0.1:0").await.context("bind")?;
         let address = listener.local_addr()?;
         let (its_hub, stop) = (Arc::clone(&hub), process.stop.subscribe());

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use edge::config::{BlocksConfig, LimitsConfig};
 use schemas::frame::close;
 use serde_json::{Value, json};
-use testkit::client::{Api, Person, Wire, dial};
+use testkit::client::{Api, Person, Wire, dial, new_id};
 use testkit::cluster::test_config;
 use testkit::faulty::FaultyStore;
 use testkit::network::{Edge, Network, Process, Server};
@@ -288,6 +288,31 @@ async fn a_key_that_one_edge_begins_to_sign_with_the_other_knows() -> Result<()>
     let bob = world.there.api().sign_up("bob").await?;
     ensure!(World::at(&world.here, &bob).api.get("/v1/me").await?.status == 200);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_person_uses_up_at_one_edge_is_used_up_at_the_other() -> Result<()> {
+    let limits = Some(LimitsConfig { send_burst: 6, sends_per_s: 0.01, ..LimitsConfig::default() });
+    let world = World::with(edge::Config { limits, ..test_config() }).await?;
+    let (ann, bob, room) = world.two_in_a_room().await?;
+    let send = async |who: &Person| -> Result<u16> {
+        let body = json!({"client_msg_id": new_id(), "content": {"type": "text/plain", "body": "hello"}});
+        Ok(who.api.post(&format!("/v1/rooms/{room}/messages"), body).await?.status.as_u16())
+    };
+    for _ in 0..6 {
+        ensure!(send(&ann).await? == 201);
+    }
+    ensure!(send(&ann).await? == 429);
+    let ann = World::at(&world.there, &ann);
+    // Each look takes one, should they not have heard there: the six would be used up after the sixth.
+    for look in 0..5 {
+        sleep(Duration::from_secs(1 << look)).await;
+        if send(&ann).await? == 429 {
+            ensure!(send(&bob).await? == 201, "nobody else is short of any");
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the other edge does not know")
 }
 
 #[tokio::test(flavor = "multi_thread")]

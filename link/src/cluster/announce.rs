@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::cluster::{Instance, Owned, Role};
+use schemas::cluster::{Instance, Owned, Role, Used};
 use schemas::ids::InstanceId;
+use schemas::link::UsagePort;
 use schemas::{Clock, Record as _, Timestamp, Topic};
 use stream::{Log, Record};
 use tokio::sync::watch;
@@ -32,15 +33,36 @@ pub struct Me {
     pub started_at: Timestamp,
 }
 
-/// Says so until `shutdown` turns true or its sender is gone. What `owned` held last is said when its sender is gone.
-/// A log that can't be written is tried again at the next beat: until then others go by what they have heard.
+/// What one says beside.
+pub struct News {
+    /// What one owns; what it held last is said when its sender is gone.
+    pub owned: watch::Receiver<Vec<Owned>>,
+    /// Of an edge, the limits of people that all edges share.
+    pub usage: Option<Arc<dyn UsagePort>>,
+}
+
+impl News {
+    /// Of a role that owns partitions.
+    pub fn owning(owned: watch::Receiver<Vec<Owned>>) -> Self {
+        Self { owned, usage: None }
+    }
+
+    /// Of an edge.
+    pub fn counting(usage: Arc<dyn UsagePort>) -> Self {
+        Self { owned: watch::channel(Vec::new()).1, usage: Some(usage) }
+    }
+}
+
+/// Says so until `shutdown` turns true or its sender is gone. A log that can't be written is tried again at the next beat:
+/// until then others go by what they have heard. What was used is then not told at all: such a log takes no commands either.
 pub async fn announce(
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
     me: Me,
-    mut owned: watch::Receiver<Vec<Owned>>,
+    news: News,
     mut shutdown: watch::Receiver<bool>,
 ) {
+    let News { mut owned, usage } = news;
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut knows = true;
@@ -51,14 +73,15 @@ pub async fn announce(
             () = stopped(&mut shutdown) => break,
         }
         let now_owned = owned.borrow_and_update().clone();
-        say(&*log, &*clock, &me, now_owned, false).await;
+        let used = usage.as_ref().map(|usage| usage.take_used()).unwrap_or_default();
+        say(&*log, &*clock, &me, (now_owned, used), false).await;
     }
-    say(&*log, &*clock, &me, Vec::new(), true).await;
+    say(&*log, &*clock, &me, Default::default(), true).await;
 }
 
-async fn say(log: &dyn Log, clock: &dyn Clock, me: &Me, owned: Vec<Owned>, leaving: bool) {
+async fn say(log: &dyn Log, clock: &dyn Clock, me: &Me, (owned, used): (Vec<Owned>, Vec<Used>), leaving: bool) {
     let Me { id, role, address, started_at } = me.clone();
-    let value = Instance { id, role, address, started_at, at: clock.now(), owned, leaving }.encode();
+    let value = Instance { id, role, address, started_at, at: clock.now(), owned, used, leaving }.encode();
     let record = Record { key: *id.as_bytes(), value };
     match timeout(PATIENCE, log.append(Topic::Cluster, PARTITION, vec![record])).await {
         Ok(Ok(_)) => {}

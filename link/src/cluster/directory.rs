@@ -7,6 +7,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
 use schemas::cluster::{Instance, Role};
+use schemas::ids::InstanceId;
+use schemas::link::UsagePort;
 use schemas::{Clock, Offset, Record as _, Topic};
 use stream::{Error, Log};
 use tokio::sync::watch;
@@ -64,6 +66,7 @@ pub struct Directory {
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    usage: Option<(InstanceId, Arc<dyn UsagePort>)>,
     state: Mutex<State>,
     living: watch::Sender<Arc<Living>>,
 }
@@ -89,10 +92,16 @@ impl State {
 
 impl Directory {
     /// Knows nobody before [`Directory::run`] has run for a second: it begins at the topic's end, and everyone who lives
-    /// speaks within that time. What was said earlier may be of the dead.
-    pub fn new(log: Arc<dyn Log>, clock: Arc<dyn Clock>, metrics: Metrics) -> Arc<Self> {
+    /// speaks within that time. What was said earlier may be of the dead. `usage`: whom to tell what was used at other
+    /// edges than this one.
+    pub fn new(
+        log: Arc<dyn Log>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        usage: Option<(InstanceId, Arc<dyn UsagePort>)>,
+    ) -> Arc<Self> {
         let living = watch::Sender::new(Arc::default());
-        Arc::new(Self { log, clock, metrics, state: Mutex::default(), living })
+        Arc::new(Self { log, clock, metrics, usage, state: Mutex::default(), living })
     }
 
     /// Partitions of every topic.
@@ -179,7 +188,11 @@ impl Directory {
         }
         (state.position, state.looked) = (Some(position), looked);
         let now = state.now();
-        for instance in news {
+        for mut instance in news {
+            let used = std::mem::take(&mut instance.used);
+            if let Some((_, usage)) = self.usage.as_ref().filter(|(me, _)| *me != instance.id) {
+                usage.used_elsewhere(&used);
+            }
             state.view.take(instance, now);
         }
         state.view.expire(now);

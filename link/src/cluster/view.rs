@@ -64,8 +64,9 @@ impl FromIterator<Instance> for Living {
     fn from_iter<I: IntoIterator<Item = Instance>>(instances: I) -> Self {
         let mut living = Self::default();
         for mut instance in instances {
-            // Says nothing about who lives or owns what, and would make every beat look like a change.
+            // Say nothing about who lives or owns what, and would make every beat look like a change.
             instance.at = instance.started_at;
+            instance.used = Vec::new();
             instance.owned.sort_unstable();
             for owned in &instance.owned {
                 let claim = (owned.epoch, instance.id);
@@ -118,6 +119,7 @@ mod tests {
             started_at: Timestamp(0),
             at: Timestamp(0),
             owned: owned.iter().map(|(epoch, at)| Owned { epoch: *epoch, partition: Partition(*at) }).collect(),
+            used: Vec::new(),
             leaving: false,
         }
     }

@@ -33,7 +33,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let registry = Registry::new();
     let (log, _lock) = engines::open_log(settings, &registry).await?;
     let clock = Arc::new(SystemClock::new());
-    let directory = Directory::new(log.clone(), clock.clone(), link::cluster::Metrics::new(&registry)?);
+    let directory = Directory::new(log.clone(), clock.clone(), link::cluster::Metrics::new(&registry)?, None);
     let (_stop, stopped) = watch::channel(false);
     // It reads until it is told to stop, which nobody does.
     let _ = tokio::time::timeout(LISTEN, directory.clone().run(stopped)).await;
