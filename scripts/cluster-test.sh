@@ -30,14 +30,18 @@ flags=()
 . "$dir/env"
 
 pid_of() { awk -v name="$1" '$1 == name { print $2 }' "$dir/processes"; }
-# Whether what had this process id is back: a role's process says so itself, a broker or a node is when everyone has what
-# is theirs again.
+# Whether what had this process id is back: a role's process says so itself, a broker or a node is when it listens, and all
+# when everyone has what is theirs again.
 is_back() { # name, process id
-  local admin pid
-  pid=$(pid_of "$1")
+  local admin pid address
+  read -r pid address < <(awk -v name="$1" '$1 == name { print $2, $3 }' "$dir/processes")
   admin=$(tr ' ' '\n' <<<"$ADMIN" | sed -n "s/^$1=//p")
   [ "$pid" != "$2" ] && [ "$pid" != dead ] &&
-    { [ -z "$admin" ] || curl -fs --max-time 2 "$admin/readyz" >/dev/null 2>&1; } &&
+    if [ -n "$admin" ]; then
+      curl -fs --max-time 2 "$admin/readyz" >/dev/null 2>&1
+    else
+      timeout 2 bash -c ": <>/dev/tcp/${address/://}" 2>/dev/null
+    fi &&
     "$BIN/posthaste" admin status --config "$SETTINGS" >/dev/null 2>&1
 }
 
