@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory fuzz fuzz-merge simulate cluster cluster-stop cluster-test
+.PHONY: help build run test check fmt audit readme-test contract-test crash-test drain-test power-loss idle-memory measure fuzz fuzz-merge simulate cluster cluster-stop cluster-test
 
 # Where `make run` keeps its data, and further flags for the server: make run ARGS='--listen 127.0.0.1:9000'
 DATA ?= ./data
@@ -92,6 +92,15 @@ power-loss: ## Cuts the power POINTS=200 times under load, unsynced writes lost 
 idle-memory: build ## Measures what an idle socket costs the server's memory, plain and over TLS, at USERS=10000
 	@scripts/need.sh curl openssl
 	BIN=target/release scripts/idle-sockets.sh
+
+# What `make measure` measures: all, kafka, ingest, history or cold-rooms, with further flags (target/release/measure help PART).
+PART ?= all
+
+measure: ## Measures PART=all, kafka, ingest, history or cold-rooms beside the engines; FLAGS='--json FILE'
+	@scripts/need.sh cargo cc curl java setpriv
+	cargo build --release --locked --bin measure --bin posthaste
+	@for list in engines/*.jars; do scripts/jars.sh $$list; done
+	target/release/measure $(PART) $(FLAGS)
 
 # What `make fuzz` feeds, and for how long: make fuzz TARGET=tokens DURATION=10m
 TARGET ?= frames

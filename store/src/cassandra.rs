@@ -31,6 +31,7 @@ use scylla::statement::{Consistency, SerialConsistency};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+pub use archive::OLDEST_EVENTS;
 use cql::Cql;
 use metrics::Metrics;
 

@@ -26,6 +26,8 @@ use schemas::{Offset, Partition, Topic};
 use tokio::time::{Instant, sleep};
 
 use self::appender::Appender;
+/// For who measures brokers beside this engine: its clients' own settings.
+pub use self::client::{consumer_settings, producer_settings};
 use self::member::{Admitted, Known, Member};
 use self::reader::{Committed, Readers};
 use self::topics::Admin;

@@ -23,6 +23,11 @@ const BUCKET_EVENTS: u64 = 4_096;
 /// a second 100,000 rows.
 const SLICE_BITS: u32 = 20;
 
+/// How a page is read, for who measures Cassandra beside this: room, bucket (0 up to seq 4,095), seq after which, seq before
+/// which, how many.
+pub const OLDEST_EVENTS: &str =
+    "SELECT body FROM events WHERE room = ? AND bucket = ? AND seq > ? AND seq < ? ORDER BY seq LIMIT ?";
+
 fn bucket(seq: Seq) -> u64 {
     seq.0 / BUCKET_EVENTS
 }
@@ -165,9 +170,7 @@ impl Archive for CassandraStore {
             true => {
                 "SELECT body FROM events WHERE room = ? AND bucket = ? AND seq > ? AND seq < ? ORDER BY seq DESC LIMIT ?"
             }
-            false => {
-                "SELECT body FROM events WHERE room = ? AND bucket = ? AND seq > ? AND seq < ? ORDER BY seq LIMIT ?"
-            }
+            false => OLDEST_EVENTS,
         };
         let mut events = Vec::new();
         let (mut at, mut last) = (if newest { highest } else { lowest }, None);

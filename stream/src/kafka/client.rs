@@ -137,7 +137,7 @@ pub(super) fn settings(config: &Config) -> ClientConfig {
 }
 
 /// Settings of every producer: what it sends is in order, once, and on all replicas in sync before it counts.
-pub(super) fn producer_settings(config: &Config) -> ClientConfig {
+pub fn producer_settings(config: &Config) -> ClientConfig {
     let mut settings = settings(config);
     settings
         .set("enable.idempotence", "true")
@@ -150,7 +150,7 @@ pub(super) fn producer_settings(config: &Config) -> ClientConfig {
 }
 
 /// Settings of every consumer: committed records only, positions by us alone, and no jump where one is gone.
-pub(super) fn consumer_settings(config: &Config, group: &str, fetch_wait_ms: u32) -> ClientConfig {
+pub fn consumer_settings(config: &Config, group: &str, fetch_wait_ms: u32) -> ClientConfig {
     let mut settings = settings(config);
     settings
         .set("group.id", group)
