@@ -138,7 +138,6 @@ impl Trial {
         let log = ground::log(&kafka.bootstrap(), &prefix, PARTITIONS).await?;
         let store = ground::store(cassandra, &keyspace).await?;
         let places = ground::fill(&log, &store, rooms, 1).await?;
-        // An ingest has links with nobody: the files are demanded and never read.
         let settings = format!(
             "partitions = {PARTITIONS}
 log_format = \"json\"
@@ -148,10 +147,6 @@ prefix = \"{prefix}\"
 [cassandra]
 contact_points = \"{}\"
 keyspace = \"{keyspace}\"
-[link]
-ca = \"none\"
-certificate = \"none\"
-key = \"none\"
 ",
             kafka.bootstrap(),
             cassandra.contact_points().join(",")

@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What is run.
 #[derive(Args)]
 pub struct Options {
-    /// Messages that wait when ingest begins.
-    #[arg(long, default_value_t = 50_000)]
+    /// Messages that wait when ingest begins: about 13,000 fill a round.
+    #[arg(long, default_value_t = 200_000)]
     records: usize,
     /// Rooms in which they are.
     #[arg(long, default_value_t = 100)]
