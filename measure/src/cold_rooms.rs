@@ -77,9 +77,9 @@ pub async fn measure(options: Options) -> anyhow::Result<Table> {
     let (kafka, cassandra) = tokio::try_join!(ground::kafka(), ground::cassandra())?;
     let columns = [
         "first ms",
-        "worst",
+        "first max",
         "all ms",
-        "worst",
+        "all max",
         "ready ms",
         "rebalance ms",
         "unarchived",
@@ -114,6 +114,14 @@ struct Watched {
     /// When events came that a command had made, of each partition, ms since 1970.
     accepted: BTreeMap<Partition, Vec<i64>>,
     rejected: u64,
+}
+
+impl Watched {
+    /// When the first event came of each of these partitions at or after a time, once all have made one.
+    fn firsts(&self, of: &BTreeMap<Partition, (Timestamp, u64)>, from: Timestamp) -> Option<Vec<i64>> {
+        let first = |partition| self.accepted.get(partition)?.iter().find(|at| **at >= from.0).copied();
+        of.keys().map(first).collect()
+    }
 }
 
 /// A number of cold rooms, with all that runs on them.
@@ -216,14 +224,10 @@ keyspace = \"{keyspace}\"
         let assigned = said.assigned.iter().find(|at| **at >= killed).context("nothing was assigned")?;
         let until = Instant::now() + PATIENCE;
         let firsts = loop {
-            let watched = self.watched.lock();
-            let first = |partition| Some(*watched.accepted.get(partition)?.iter().find(|at| **at >= assigned.0)?);
-            let firsts: Option<Vec<i64>> = taken.keys().map(first).collect();
-            drop(watched);
-            match firsts {
-                Some(firsts) => break firsts,
-                None => ensure!(Instant::now() < until, "a partition serves nobody: {}", heir.last_lines()),
+            if let Some(firsts) = self.watched.lock().firsts(&taken, *assigned) {
+                break firsts;
             }
+            ensure!(Instant::now() < until, "a partition serves nobody: {}", heir.last_lines());
             sleep(LOOK_EVERY).await;
         };
         sleep(SETTLE).await;
