@@ -28,7 +28,7 @@ const APPENDED: usize = 1_000;
 /// Commands on their way through the roles at a time while rooms are filled.
 const UNDER_WAY: u64 = 20_000;
 /// Nothing here takes so long without something being wrong.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Starts one broker.
