@@ -7,17 +7,18 @@ mod laws;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use engines::kafka::Kafka;
 use laws::{Engine, PARTITIONS, each_law};
 use libtest_mimic::{Arguments, Trial};
-use stream::Log;
+use schemas::{Offset, Partition, Topic};
 use stream::kafka::{Config, KafkaLog};
+use stream::{Error, Log};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
@@ -122,6 +123,58 @@ impl Engine for Killed {
     }
 }
 
+/// How long one of three nodes is frozen: longer than its session with the controller (9 s), which gives it up, so that the
+/// partitions of which it has the only copy have no leader.
+const FROZEN: Duration = Duration::from_secs(14);
+
+/// What a client heard while partitions had no leaders it must not believe for minutes.
+async fn a_broker_that_was_frozen_is_asked_again_as_soon_as_it_is_back() {
+    let nodes = tokio::task::spawn_blocking(|| Kafka::start(3)).await.unwrap().unwrap();
+    let log = connect(&fresh(nodes.bootstrap())).await;
+    log.create(PARTITIONS).await.unwrap();
+    let everywhere = || Topic::ALL.into_iter().flat_map(|topic| (0..PARTITIONS).map(move |at| (topic, Partition(at))));
+    let stop = Arc::new(AtomicBool::new(false));
+    // Asking all the while: whoever asks nothing hears nothing.
+    let asking = (0..4).map(|_| {
+        let (log, stop) = (Arc::clone(&log), Arc::clone(&stop));
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                for (topic, partition) in everywhere() {
+                    let _ = log.end(topic, partition).await;
+                    let _ = log.read(topic, partition, Offset(0), 1).await;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+    });
+    let asking: Vec<_> = asking.collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let frozen = nodes.processes()[1].to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &frozen]).status().unwrap().success());
+    signal("-STOP");
+    tokio::time::sleep(FROZEN).await;
+    signal("-CONT");
+    let back = async {
+        let mut rounds = 0;
+        while rounds < 20 {
+            rounds += 1;
+            for (topic, partition) in everywhere() {
+                if let Err(error) = log.end(topic, partition).await {
+                    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+                    rounds = 0;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let is_back = tokio::time::timeout(Duration::from_secs(60), back).await;
+    stop.store(true, Ordering::Relaxed);
+    for task in asking {
+        task.await.unwrap();
+    }
+    is_back.expect("partitions stay unknown");
+}
+
 type Law = fn() -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 macro_rules! list {
@@ -152,6 +205,8 @@ fn main() -> ExitCode {
         a_member_that_starts_late_reads_everything_once_while_more_arrives,
     };
     // First, for they wait for one another.
+    let frozen: Law = || Box::pin(a_broker_that_was_frozen_is_asked_again_as_soon_as_it_is_back());
+    trials.insert(0, trial("frozen", "a_broker_that_was_frozen_is_asked_again_as_soon_as_it_is_back", frozen));
     trials.splice(0..0, killed.into_iter().map(|(name, law)| trial("killed", name, law)));
     let code = libtest_mimic::run(&arguments, trials).exit_code();
     for node in [&SHARED, &VICTIM] {

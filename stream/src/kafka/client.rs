@@ -2,10 +2,12 @@
 //! mean to a caller.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::statistics::Statistics;
 
@@ -101,10 +103,28 @@ pub(super) fn is_final(code: Code) -> bool {
             | Code::ClusterAuthorizationFailed
             | Code::TransactionalIdAuthorizationFailed
             | Code::SaslAuthenticationFailed
-            | Code::UnknownPartition
             | Code::UnknownTopic
             | Code::MessageSizeTooLarge
     )
+}
+
+/// Start and end of a partition. What librdkafka has heard of a topic whose leaders were gone for a moment (a broker that
+/// was fenced) it believes for `metadata.max.age.ms`, minutes: "unknown partition". Our partitions are fixed, so it is made to
+/// ask anew.
+pub(super) fn extent<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+    timeout: Duration,
+) -> Result<(i64, i64), KafkaError> {
+    let ask = || client.fetch_watermarks(topic, partition, timeout);
+    match ask() {
+        Err(error) if error.rdkafka_error_code() == Some(Code::UnknownPartition) => {
+            client.fetch_metadata(Some(topic), timeout)?;
+            ask()
+        }
+        answer => answer,
+    }
 }
 
 /// Settings of every client.

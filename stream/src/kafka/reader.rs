@@ -159,7 +159,7 @@ impl Reader {
     fn extent(&self, config: &Config, (topic, partition): LaneId) -> Result<(Offset, Offset), Error> {
         let topic = config.topic(topic);
         let (start, end) = patiently(|left| {
-            let extent = self.client.fetch_watermarks(&topic, index(partition), left);
+            let extent = client::extent(&self.client, &topic, index(partition), left);
             extent.map_err(|error| self.failed("read positions", &error))
         })?;
         Ok((from_raw(start), from_raw(end)))
