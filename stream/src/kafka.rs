@@ -156,8 +156,21 @@ impl KafkaLog {
     /// # Errors
     /// `Unavailable` where the brokers don't answer, `Broken` where they forbid it.
     pub async fn topics(&self) -> Result<Vec<TopicState>, Error> {
-        let shapes = self.inner.readers.metadata(topics::shapes).await?;
-        self.inner.admin.describe(&self.inner.config, shapes).await
+        let until = Instant::now() + PATIENCE;
+        let has_all = self.inner.partitions.load(Ordering::Acquire) > 0;
+        loop {
+            let shapes = self.inner.readers.metadata(topics::shapes).await?;
+            // Of what was created just now not every broker has heard, nor has whoever is asked next.
+            let described = if has_all && shapes.len() < Topic::ALL.len() {
+                Err(Error::Unavailable("the topics were created and have not appeared".into()))
+            } else {
+                self.inner.admin.describe(&self.inner.config, shapes).await
+            };
+            match described {
+                Err(Error::Unavailable(_)) if Instant::now() < until => sleep(Duration::from_millis(100)).await,
+                described => return described,
+            }
+        }
     }
 }
 

@@ -108,6 +108,10 @@ impl Admin {
 
     /// The topics with these partitions and copies, and their settings.
     pub(super) async fn describe(&self, config: &Config, shapes: Vec<Shape>) -> Result<Vec<TopicState>, Error> {
+        if shapes.is_empty() {
+            // Kafka takes no empty question.
+            return Ok(Vec::new());
+        }
         let names: Vec<String> = shapes.iter().map(|(topic, ..)| config.topic(*topic)).collect();
         let asked: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
         let notes = &self.client.inner().context().notes;
