@@ -516,7 +516,7 @@ impl Thread<'_> {
 
     /// Start and end of a partition.
     fn extent(&self, (topic, partition): LaneId) -> Result<(Offset, Offset), Error> {
-        let extent = client::extent(&self.client, &self.inner.config.topic(topic), index(partition), QUESTION);
+        let extent = client::extent(self.client, &self.inner.config.topic(topic), index(partition), QUESTION);
         let (start, end) = extent.map_err(|error| fault("read positions", &error, &self.client.context().notes))?;
         Ok((from_raw(start), from_raw(end)))
     }
