@@ -11,6 +11,7 @@ use clap::Args;
 use edge::config::{Scheme, TrustedIssuer};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use schemas::cluster::Role;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
@@ -192,8 +193,8 @@ impl Settings {
         self.tls_cert.as_deref().zip(self.tls_key.as_deref())
     }
 
-    /// How processes of a cluster reach one another, where this is to be one of them.
-    pub fn link(&self) -> Result<&cluster::Settings, Error> {
+    /// Whether a process of a cluster can run with these, in this role.
+    pub fn suits(&self, role: Role) -> Result<(), Error> {
         let needed = [("kafka", self.kafka.is_some()), ("cassandra", self.cassandra.is_some())];
         if let Some((missing, _)) = needed.iter().find(|(_, there)| !there) {
             return Err(Error(format!(
@@ -201,6 +202,12 @@ impl Settings {
                  all of them in one process"
             )));
         }
+        // Nobody calls an ingest, and it calls nobody.
+        if role == Role::Ingest { Ok(()) } else { self.link().map(drop) }
+    }
+
+    /// How processes of a cluster reach one another.
+    pub fn link(&self) -> Result<&cluster::Settings, Error> {
         self.link.as_ref().ok_or_else(|| Error("link is missing: name ca, certificate and key".to_owned()))
     }
 

@@ -113,9 +113,7 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return refuse(&error),
     };
-    // Nobody calls an ingest, and it calls nobody.
-    let has_links = role.is_some_and(|role| role != Role::Ingest);
-    if let (true, Err(error)) = (has_links, settings.link()) {
+    if let Some(Err(error)) = role.map(|role| settings.suits(role)) {
         return refuse(&error);
     }
     let edge = match settings.edge() {
