@@ -105,13 +105,13 @@ impl Limits {
         let rules = config.map(|config| Rules {
             bits: (config.ipv4_prefix_bits, config.ipv6_prefix_bits),
             frames: Rate::new(config.frame_burst, config.frames_per_s),
-            sends: Buckets::told(config.send_burst, config.sends_per_s),
+            sends: Buckets::new(config.send_burst, config.sends_per_s),
             room_sends: Buckets::new(config.room_send_burst, config.room_sends_per_s),
             sign_ups: Buckets::new(config.sign_up_burst, config.sign_ups_per_s),
             failures_by_address: Buckets::new(config.failed_sign_in_burst, config.failed_sign_ins_per_s),
-            failures_by_account: Buckets::told(config.failed_account_burst, config.failed_accounts_per_s),
+            failures_by_account: Buckets::new(config.failed_account_burst, config.failed_accounts_per_s),
             connections: Buckets::new(config.connection_burst, config.connections_per_s),
-            sockets: Buckets::told(config.socket_burst, config.sockets_per_s),
+            sockets: Buckets::new(config.socket_burst, config.sockets_per_s),
             connections_by_address: Counts::new(config.connections_per_address),
             handshakes_by_address: Counts::new(config.handshakes_per_address),
             handshakes: Counts::new(config.handshakes_max),
@@ -119,6 +119,17 @@ impl Limits {
             sockets_by_user: Counts::new(config.sockets_per_user),
         });
         Self { clock, rules }
+    }
+
+    /// The same, of which other edges are told ([`UsagePort`]).
+    #[must_use]
+    pub fn told(mut self) -> Self {
+        if let Some(rules) = &mut self.rules {
+            for buckets in [&mut rules.sends, &mut rules.sockets, &mut rules.failures_by_account] {
+                buckets.taken = Some(Mutex::default());
+            }
+        }
+        self
     }
 
     /// What counts as one address with this one.
@@ -325,11 +336,6 @@ impl<K: Copy + Eq + Hash> Buckets<K> {
         Self { rate: Rate::new(burst, per_s), held: Mutex::default(), taken: None }
     }
 
-    /// Buckets that other edges have as well.
-    fn told(burst: u32, per_s: f64) -> Self {
-        Self { taken: Some(Mutex::default()), ..Self::new(burst, per_s) }
-    }
-
     /// What was taken since this was last asked, crumbs left out.
     fn taken(&self) -> Vec<(K, u32)> {
         let taken = self.taken.as_ref().map(|taken| std::mem::take(&mut *taken.lock())).unwrap_or_default();
@@ -456,7 +462,7 @@ mod tests {
     fn a_limit_is_one_limit_on_two_edges_that_tell_one_another() {
         let passing = |told: bool| {
             let clock = Arc::new(ManualClock::default());
-            let edges = [(); 2].map(|()| Limits::new(Some(&LimitsConfig::default()), clock.clone()));
+            let edges = [(); 2].map(|()| Limits::new(Some(&LimitsConfig::default()), clock.clone()).told());
             let mut passed = 0;
             for _ in 0..60 {
                 for edge in &edges {
@@ -480,7 +486,7 @@ mod tests {
     #[test]
     fn what_is_told_is_bounded_and_leaves_crumbs_and_what_was_given_back_out() {
         let clock = Arc::new(ManualClock::default());
-        let limits = Limits::new(Some(&LimitsConfig::default()), clock);
+        let limits = Limits::new(Some(&LimitsConfig::default()), clock).told();
         assert!((0..3).all(|_| limits.send_allowed(user(1), room(1)).is_ok()));
         assert_eq!(limits.take_used(), [], "a sixteenth of 50 a second is more");
         assert!((0..4).all(|_| limits.send_allowed(user(1), room(1)).is_ok()));

@@ -114,8 +114,8 @@ impl Ground {
         Me { id: InstanceId(self.new_id()), role, address, started_at: self.clock.now() }
     }
 
-    fn limits(&self, edge: &edge::Config) -> Arc<edge::Limits> {
-        Arc::new(edge::Limits::new(edge.limits.as_ref(), self.clock.clone()))
+    fn limits(&self, edge: &edge::Config) -> edge::Limits {
+        edge::Limits::new(edge.limits.as_ref(), self.clock.clone())
     }
 
     fn start_announcing(&self, running: &mut Running, me: Me, news: News) {
@@ -165,7 +165,7 @@ async fn everything(settings: Settings, edge: edge::Config) -> anyhow::Result<()
         running.start_duty("retention", retention.run());
     }
     ground.start_lag(&mut running, readers::GROUPS.to_vec())?;
-    let (id, limits) = (EdgeId(ground.new_id()), ground.limits(&edge));
+    let (id, limits) = (EdgeId(ground.new_id()), Arc::new(ground.limits(&edge)));
     front.serve(&mut running, &ground, edge, id, Behind { fanout, history, limits }).await?;
     running.stop().await
 }
@@ -219,7 +219,7 @@ async fn edge_alone(running: &mut Running, settings: Settings, edge: edge::Confi
     let ground = Ground::open(settings, &running.registry).await?;
     let me = ground.me(Role::Edge, String::new());
     let id = EdgeId(me.id.0);
-    let limits = ground.limits(&edge);
+    let limits = Arc::new(ground.limits(&edge).told());
     let metrics = link::cluster::Metrics::new(&running.registry)?;
     let usage = Some((me.id, limits.clone() as _));
     let directory = Directory::new(ground.log.clone(), ground.clock.clone(), metrics, usage);

@@ -420,7 +420,7 @@ impl Network {
 
     /// The same on a store of its own.
     pub async fn edge_on(&self, config: edge::config::Config, store: Arc<dyn Store>) -> Result<Edge> {
-        let limits = Arc::new(Limits::new(config.limits.as_ref(), Arc::clone(&self.clock)));
+        let limits = Arc::new(Limits::new(config.limits.as_ref(), Arc::clone(&self.clock)).told());
         let Bare { mut process, directory, fanout, history } =
             self.linked(self.authority.tls(Role::Edge)?, Arc::clone(&limits))?;
         let deps = edge::Deps {
