@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes an authority and a certificate for each role's link (docker-compose.yml), once: what is there stays. The authority's
+# Makes an authority and a certificate for each role that has links (docker-compose.yml), once: what is there stays. The authority's
 # key is not kept, so that nobody signs another.
 # Usage: certificates.sh DIR
 set -eu
 
 dir=$1
-roles='edge ingest fanout archiver'
+roles='edge fanout archiver'
 
 for role in $roles; do
   [ -s "$dir/$role/key.pem" ] || missing=1
