@@ -24,6 +24,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 /// The roles, and how many processes of each.
 const ROLES: [&str; 4] = ["edge", "ingest", "fanout", "archiver"];
 const OF_EACH: usize = 2;
+/// Those that edges call. Nobody calls an ingest, and it calls nobody.
+const LINKED: [&str; 2] = ["fanout", "archiver"];
 /// Partitions of each topic: both processes of a role have some, also while a third one joins.
 const PARTITIONS: u32 = 8;
 /// What has ended comes back after this.
@@ -324,28 +326,20 @@ impl Cluster {
         let mut port = || ports.next().context("a port for each listener");
         let mut plans = Vec::new();
         for role in ROLES {
-            let (certificate, key) = authority.issue(role)?;
+            let certified = (role != "ingest").then(|| authority.issue(role)).transpose()?;
             for n in 1..=OF_EACH {
                 let name = format!("{role}-{n}");
-                let (admin, link, public) = (port()?, port()?, (role == "edge").then(&mut port).transpose()?);
+                let (admin, public) = (port()?, (role == "edge").then(&mut port).transpose()?);
+                let link = LINKED.contains(&role).then(&mut port).transpose()?;
                 let path = dir.join(format!("{name}.toml"));
                 let listen = public.map_or(String::new(), |port| format!("listen = \"127.0.0.1:{port}\"\n"));
-                write_settings(
-                    &path,
-                    &settings,
-                    &format!("{listen}admin_listen = \"127.0.0.1:{admin}\"\n"),
-                    &format!(
-                        "
-[link]
-listen = \"127.0.0.1:{link}\"
-advertise = \"127.0.0.1:{link}\"
-ca = {:?}
-certificate = {certificate:?}
-key = {key:?}
-",
-                        authority.certificate
-                    ),
-                )?;
+                let reached = link.map_or(String::new(), |port| format!("listen = \"127.0.0.1:{port}\"\n"));
+                let links = certified.as_ref().map_or(String::new(), |(certificate, key)| {
+                    let ca = &authority.certificate;
+                    format!("\n[link]\n{reached}ca = {ca:?}\ncertificate = {certificate:?}\nkey = {key:?}\n")
+                });
+                let listeners = format!("{listen}admin_listen = \"127.0.0.1:{admin}\"\n");
+                write_settings(&path, &settings, &listeners, &links)?;
                 plans.push(Plan { name, role, admin, link, public, settings: path });
             }
         }
@@ -421,7 +415,8 @@ struct Plan {
     name: String,
     role: &'static str,
     admin: u16,
-    link: u16,
+    /// For edges: fanouts and archivers have it.
+    link: Option<u16>,
     /// For clients: edges alone have it.
     public: Option<u16>,
     settings: PathBuf,
@@ -430,7 +425,8 @@ struct Plan {
 impl Plan {
     fn ports(&self) -> String {
         let public = self.public.map_or(String::new(), |port| format!("http {port}, "));
-        format!("{public}admin {}, link {}", self.admin, self.link)
+        let link = self.link.map_or(String::new(), |port| format!(", link {port}"));
+        format!("{public}admin {}{link}", self.admin)
     }
 }
 
