@@ -10,6 +10,7 @@ use engines::cassandra::{self, Cassandra};
 use engines::kafka::Kafka;
 use indicatif::ProgressBar;
 use prometheus::Registry;
+use prometheus::proto::Metric;
 use schemas::cluster::Owned;
 use schemas::{Offset, Partition, Topic};
 use store::cassandra::CassandraStore;
@@ -84,13 +85,14 @@ pub async fn append(log: &dyn Log, records: Vec<Record>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The sum of a counter over its labels; 0 where nothing of that name was counted.
-pub fn counted(registry: &Registry, name: &str) -> u64 {
+/// The sum of a counter over its labels, or of those that have this value; 0 where nothing of that name was counted.
+pub fn counted(registry: &Registry, name: &str, label: Option<&str>) -> u64 {
     let families = registry.gather();
     let of_name = families.iter().filter(|family| family.name() == name);
-    let values = of_name.flat_map(|family| family.get_metric().iter().map(|metric| metric.get_counter().get_value()));
+    let metrics = of_name.flat_map(|family| family.get_metric());
+    let has = |metric: &Metric| label.is_none_or(|value| metric.get_label().iter().any(|label| label.value() == value));
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-    let sum = values.sum::<f64>() as u64;
+    let sum = metrics.filter(|metric| has(metric)).map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64;
     sum
 }
 
@@ -145,14 +147,7 @@ impl Role {
 
     /// Commands that made events.
     pub fn accepted(&self) -> u64 {
-        let families = self.registry.gather();
-        let commands = families.iter().filter(|family| family.name() == "posthaste_ingest_commands_total");
-        let accepted = commands
-            .flat_map(|family| family.get_metric())
-            .find(|metric| metric.get_label().iter().any(|label| label.value() == "accepted"));
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-        let accepted = accepted.map_or(0.0, |metric| metric.get_counter().get_value()) as u64;
-        accepted
+        counted(&self.registry, "posthaste_ingest_commands_total", Some("accepted"))
     }
 
     /// Ends it in order.

@@ -145,7 +145,7 @@ pub async fn measure(options: Options) -> anyhow::Result<Table> {
                     }
                 }
             }
-            let count = |name| counted(&archiver.registry, name);
+            let count = |name| counted(&archiver.registry, name, None);
             let (hits, misses) = ("posthaste_archiver_cache_hits_total", "posthaste_archiver_cache_misses_total");
             let reads = "posthaste_archiver_store_reads_total";
             let before = (count(hits), count(misses), count(reads), kinds[at].count());
