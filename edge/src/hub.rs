@@ -7,12 +7,13 @@ mod drain;
 mod interest;
 mod ticks;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use schemas::link::{Batch, EdgePort, FanoutPort, HistoryPort, Lane, Unavailable};
 use schemas::outcome::Outcome;
@@ -214,6 +215,19 @@ impl Hub {
             tracing::warn!(%error, "the end of a partition is unknown");
             Unavailable
         })
+    }
+
+    /// The ends of these rooms' partitions, each asked once.
+    pub(crate) async fn ends(
+        &self,
+        rooms: impl Iterator<Item = RoomId>,
+    ) -> Result<HashMap<Partition, Offset>, Unavailable> {
+        let partitions: HashSet<Partition> = rooms.map(|room| self.partition(room.as_bytes())).collect();
+        let ends = partitions.into_iter().map(async |partition| {
+            let end = self.end(Lane::Rooms, partition).await?;
+            Ok::<_, Unavailable>((partition, end))
+        });
+        Ok(try_join_all(ends).await?.into_iter().collect())
     }
 
     /// Closes the sockets of a person (of one device, if given) with this code; they may come back then, if ever.

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use schemas::{Partition, Topic};
 use stream::Log;
@@ -62,14 +63,13 @@ fn pairs(groups: &[Group]) -> impl Iterator<Item = (&'static str, Topic)> {
 
 /// Over all partitions.
 async fn of(log: &dyn Log, group: &str, topic: Topic) -> Result<u64, stream::Error> {
-    let mut lag = 0;
-    for partition in (0..log.partitions()).map(Partition) {
+    let of_one = |partition| async move {
         let position = match log.committed(group, topic, partition).await? {
             Some(position) => position,
             None => log.start(topic, partition).await?,
         };
         // Asked last: it may only have moved on since.
-        lag += log.end(topic, partition).await?.0.saturating_sub(position.0);
-    }
-    Ok(lag)
+        Ok(log.end(topic, partition).await?.0.saturating_sub(position.0))
+    };
+    Ok(try_join_all((0..log.partitions()).map(Partition).map(of_one)).await?.into_iter().sum())
 }

@@ -29,7 +29,7 @@ use self::appender::Appender;
 /// For who measures brokers beside this engine: its clients' own settings.
 pub use self::client::{consumer_settings, producer_settings};
 use self::member::{Admitted, Known, Member};
-use self::reader::{Committed, Readers};
+use self::reader::{Committed, Ends, Readers};
 use self::topics::Admin;
 pub use self::topics::TopicState;
 use self::transactions::KafkaProducer;
@@ -121,6 +121,7 @@ struct Inner {
     admin: Admin,
     appender: Appender,
     readers: Arc<Readers>,
+    ends: Arc<Ends>,
     committed: Mutex<HashMap<String, Arc<Committed>>>,
     members: Mutex<HashMap<u64, Known>>,
     members_so_far: AtomicU64,
@@ -139,6 +140,7 @@ impl KafkaLog {
             admin: Admin::new(&config)?,
             appender: Appender::new(&config)?,
             readers: Arc::new(Readers::new(&config)?),
+            ends: Arc::new(Ends::new(&config)?),
             partitions: AtomicU32::new(0),
             committed: Mutex::default(),
             members: Mutex::default(),
@@ -297,7 +299,7 @@ impl Log for KafkaLog {
         let promised = self.inner.promised(topic, partition);
         let until = Instant::now() + PATIENCE;
         loop {
-            let (_, end) = self.inner.readers.extent((topic, partition)).await?;
+            let end = self.inner.ends.of((topic, partition)).await?;
             if end >= promised {
                 return Ok(end);
             }

@@ -7,12 +7,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use futures_util::future::try_join_all;
 use schemas::limits::CREATE_MEMBERS_MAX;
 use schemas::link::{Lane, RoomOfUser};
 use schemas::message::{Role, RoomHistory, RoomKind, RoomPatch, RoomVisibility, Settings};
 use schemas::room::RoomInfo;
-use schemas::{Action, Offset, Partition, RoomId, UserId};
+use schemas::{Action, Offset, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use store::rooms::DirectorySort;
 use utoipa::{IntoParams, ToSchema};
@@ -359,15 +358,9 @@ fn matches(room: &RoomOfUser, q: &str) -> bool {
 
 /// Rooms with the end of their partition, which is asked once for each.
 async fn at_their_ends(app: &App, rooms: &[RoomId]) -> Result<Vec<(RoomId, Offset)>> {
-    let place = |room: &RoomId| app.hub.partition(room.as_bytes());
-    let mut partitions: Vec<Partition> = rooms.iter().map(place).collect();
-    partitions.sort_unstable();
-    partitions.dedup();
-    let ends = partitions
-        .into_iter()
-        .map(async |partition| -> Result<_> { Ok((partition, app.hub.end(Lane::Rooms, partition).await?)) });
-    let ends: HashMap<Partition, Offset> = try_join_all(ends).await?.into_iter().collect();
-    Ok(rooms.iter().filter_map(|room| ends.get(&place(room)).map(|end| (*room, *end))).collect())
+    let ends = app.hub.ends(rooms.iter().copied()).await?;
+    let end = |room: &RoomId| ends.get(&app.hub.partition(room.as_bytes())).copied();
+    Ok(rooms.iter().filter_map(|room| Some((*room, end(room)?))).collect())
 }
 
 /// The directory of public rooms. It follows within seconds, so nothing waits for it.

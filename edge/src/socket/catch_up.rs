@@ -7,7 +7,7 @@ use std::sync::Arc;
 use schemas::limits::{PAGE_MAX, RECEIPT_MEMBERS_MAX, STREAM_MAX_MISSED};
 use schemas::link::{Lane, Page, PageFrom, PageQuery, Unavailable};
 use schemas::room::Member;
-use schemas::{Event, Offset, Partition, RoomId, Seq};
+use schemas::{Event, Offset, RoomId, Seq};
 
 use super::outbox::Socket;
 use crate::hub::Hub;
@@ -79,17 +79,9 @@ async fn start_all(
 /// Where history must be read for each room: not before where this edge has heard of its partition, and not before the
 /// partition's end, for what this person was told elsewhere may be ahead of what an edge has heard of (I8).
 async fn at_end(hub: &Hub, positions: &[(RoomId, Offset)]) -> Result<Vec<(RoomId, Offset)>, Unavailable> {
-    let mut ends: HashMap<Partition, Offset> = HashMap::new();
-    let mut later = Vec::with_capacity(positions.len());
-    for (room, heard) in positions {
-        let partition = hub.partition(room.as_bytes());
-        let end = match ends.get(&partition) {
-            Some(end) => *end,
-            None => *ends.entry(partition).or_insert(hub.end(Lane::Rooms, partition).await?),
-        };
-        later.push((*room, end.max(*heard)));
-    }
-    Ok(later)
+    let ends = hub.ends(positions.iter().map(|(room, _)| *room)).await?;
+    let end = |room: RoomId| ends.get(&hub.partition(room.as_bytes())).copied().unwrap_or_default();
+    Ok(positions.iter().map(|(room, heard)| (*room, end(*room).max(*heard))).collect())
 }
 
 /// Tells the hub what it has to know of a room, once for all sockets.

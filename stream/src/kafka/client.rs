@@ -1,15 +1,16 @@
 //! What every client of the cluster has in common: settings, what it notes of its connections, and what its errors
 //! mean to a caller.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::statistics::Statistics;
+use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::Config;
 use crate::Error;
@@ -108,9 +109,7 @@ pub(super) fn is_final(code: Code) -> bool {
     )
 }
 
-/// Start and end of a partition. What librdkafka has heard of a topic whose leaders were gone for a moment (a broker that
-/// was fenced) it believes for `metadata.max.age.ms`, minutes: "unknown partition". Our partitions are fixed, so it is made to
-/// ask anew.
+/// Start and end of a partition.
 pub(super) fn extent<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     topic: &str,
@@ -119,12 +118,42 @@ pub(super) fn extent<C: ConsumerContext>(
 ) -> Result<(i64, i64), KafkaError> {
     let ask = || client.fetch_watermarks(topic, partition, timeout);
     match ask() {
-        Err(error) if error.rdkafka_error_code() == Some(Code::UnknownPartition) => {
+        Err(error) if is_outdated(&error) => {
             client.fetch_metadata(Some(topic), timeout)?;
             ask()
         }
         answer => answer,
     }
+}
+
+/// Where partitions end, for consumers as they are set: at the last stable offset. It takes one request to each of their
+/// leaders.
+pub(super) fn ends<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    list: TopicPartitionList,
+    timeout: Duration,
+) -> Result<TopicPartitionList, KafkaError> {
+    let ask = || {
+        let ends = client.offsets_for_times(list.clone(), timeout)?;
+        ends.elements().iter().try_for_each(rdkafka::topic_partition_list::TopicPartitionListElem::error)?;
+        Ok(ends)
+    };
+    match ask() {
+        Err(error) if is_outdated(&error) => {
+            let topics: BTreeSet<String> = list.elements().iter().map(|of| of.topic().to_owned()).collect();
+            for topic in topics {
+                client.fetch_metadata(Some(&topic), timeout)?;
+            }
+            ask()
+        }
+        answer => answer,
+    }
+}
+
+/// What librdkafka has heard of a topic whose leaders were gone for a moment (a broker that was fenced) it believes for
+/// `metadata.max.age.ms`, minutes: "unknown partition". Our partitions are fixed, so it is to be made to ask anew.
+fn is_outdated(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(Code::UnknownPartition)
 }
 
 /// Settings of every client.

@@ -33,6 +33,9 @@ use crate::{Consumer, Error, Fetched, GroupMember, Placed, Polled, Positions, Re
 
 /// How long the thread waits for records before it looks at what the port has asked.
 const SLICE: Duration = Duration::from_millis(10);
+/// How long a broker keeps a fetch when there is nothing: a partition that is taken over waits for the fetch of the others
+/// from its broker, and idle members are not to be what brokers are busy with.
+const FETCH_WAIT_MS: u32 = 200;
 /// How long a question to the cluster may hold up the thread, which then asks again.
 const QUESTION: Duration = Duration::from_secs(1);
 /// How long partitions that are to be handed on wait for transactions under way. Whoever takes over fences those that
@@ -316,7 +319,7 @@ impl Member {
         let names = topics.iter().map(|topic| (inner.config.topic(*topic), *topic)).collect();
         let shared =
             Arc::new(Shared { topics, names, state: Mutex::default(), news: Notify::new(), idle: Condvar::new() });
-        let mut settings = client::consumer_settings(&inner.config, &inner.config.named(group), 50);
+        let mut settings = client::consumer_settings(&inner.config, &inner.config.named(group), FETCH_WAIT_MS);
         match inner.config.protocol {
             Protocol::Consumer => settings.set("group.protocol", "consumer").set("group.remote.assignor", "range"),
             Protocol::Classic => settings

@@ -1,18 +1,20 @@
 //! Reading outside of groups, and asking where partitions begin and end: a few clients that stand where they last read,
 //! so that whoever reads on finds the next records fetched already. Their calls block and run on threads for that.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rdkafka::TopicPartitionList;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::metadata::Metadata;
 use schemas::{Offset, Partition, Topic};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::client::{self, Context, fault};
@@ -49,12 +51,7 @@ struct Reader {
 impl Readers {
     pub(super) fn new(config: &Config) -> Result<Self, Error> {
         let free = (0..config.readers.max(1))
-            .map(|_| {
-                let settings = client::consumer_settings(config, &config.named(GROUP), 10);
-                let client = Client::from_config_and_context(&settings, Context::default())
-                    .map_err(|error| Error::Broken(error.to_string()))?;
-                Ok(Reader { client, stands: None })
-            })
+            .map(|_| Ok(Reader { client: client(config, GROUP)?, stands: None }))
             .collect::<Result<Vec<_>, Error>>()?;
         let turns = Semaphore::new(free.len());
         Ok(Self { config: config.clone(), free: Mutex::new(free), turns })
@@ -169,8 +166,8 @@ impl Reader {
         let (topic, partition) = id;
         let known = self.stands.take().filter(|(at, position, _)| (*at, *position) == (id, from));
         let until = match known {
-            Some((_, _, until)) if from < until => until,
-            _ => {
+            Some((_, _, until)) => until,
+            None => {
                 let (start, end) = self.extent(config, id)?;
                 if from < start || from > end {
                     return Err(Error::OutOfRange { topic, partition, asked: from, start, end });
@@ -180,9 +177,6 @@ impl Reader {
         };
         let fetched = |next, records: Vec<Placed>| Fetched { topic, partition, from, next, records: records.into() };
         if from == until {
-            if known.is_some() {
-                self.stands = Some((id, from, until));
-            }
             return Ok(fetched(from, Vec::new()));
         }
         if known.is_none() {
@@ -217,7 +211,12 @@ impl Reader {
                 return Err(Error::Unavailable(format!("{topic}/{partition} could not be read in time")));
             }
         }
-        self.stands = Some((id, next, until));
+        if next < until {
+            self.stands = Some((id, next, until));
+        } else {
+            // Nothing is there to be fetched ahead, and asking for it again and again would keep the brokers busy.
+            self.client.unassign().map_err(|error| self.failed("read", &error))?;
+        }
         Ok(fetched(next, records))
     }
 
@@ -235,6 +234,91 @@ impl Reader {
     }
 }
 
+/// Where partitions end. Everyone who asks while a question is under way is answered by the next one, which asks for all of
+/// their partitions at once: however many ask, brokers have one question at a time of a process.
+pub(super) struct Ends {
+    config: Config,
+    client: Client,
+    asked: Mutex<Asked>,
+}
+
+#[derive(Default)]
+struct Asked {
+    waiting: Vec<(LaneId, oneshot::Sender<Result<Offset, Error>>)>,
+    /// Someone asks, and goes on until nobody waits.
+    is_asking: bool,
+}
+
+impl Ends {
+    pub(super) fn new(config: &Config) -> Result<Self, Error> {
+        Ok(Self { config: config.clone(), client: client(config, GROUP)?, asked: Mutex::default() })
+    }
+
+    /// Where this partition ends at some moment after the call.
+    pub(super) async fn of(self: &Arc<Self>, id: LaneId) -> Result<Offset, Error> {
+        let (answer, answered) = oneshot::channel();
+        let is_asking = {
+            let mut asked = self.asked.lock();
+            asked.waiting.push((id, answer));
+            std::mem::replace(&mut asked.is_asking, true)
+        };
+        if !is_asking {
+            let this = Arc::clone(self);
+            // Not awaited: whoever waits is told, this caller too.
+            drop(tokio::task::spawn_blocking(move || this.ask_for_all()));
+        }
+        answered.await.map_err(|_| Error::Unavailable("shutting down".into()))?
+    }
+
+    fn ask_for_all(&self) {
+        loop {
+            let waiting = {
+                let mut asked = self.asked.lock();
+                asked.is_asking = !asked.waiting.is_empty();
+                std::mem::take(&mut asked.waiting)
+            };
+            if waiting.is_empty() {
+                return;
+            }
+            let lanes: BTreeSet<LaneId> = waiting.iter().map(|(id, _)| *id).collect();
+            let ends = patiently(|left| self.ask(&lanes, left));
+            for (id, answer) in waiting {
+                let end = ends.clone().and_then(|ends| {
+                    let nowhere = || Error::Unavailable(format!("nobody said where {}/{} ends", id.0, id.1));
+                    ends.get(&id).copied().ok_or_else(nowhere)
+                });
+                // Whoever asked may have gone.
+                drop(answer.send(end));
+            }
+        }
+    }
+
+    fn ask(&self, lanes: &BTreeSet<LaneId>, timeout: Duration) -> Result<HashMap<LaneId, Offset>, Error> {
+        let failed = |error: KafkaError| fault("read positions", &error, &self.client.context().notes);
+        let mut list = TopicPartitionList::with_capacity(lanes.len());
+        for (topic, partition) in lanes {
+            list.add_partition_offset(&self.config.topic(*topic), index(*partition), rdkafka::Offset::End)
+                .map_err(failed)?;
+        }
+        let ends = client::ends(&self.client, list, timeout).map_err(failed)?;
+        let end = |id: &LaneId| {
+            let found = ends.find_partition(&self.config.topic(id.0), index(id.1))?;
+            match found.offset() {
+                rdkafka::Offset::Offset(raw) => Some((*id, from_raw(raw))),
+                _ => None,
+            }
+        };
+        Ok(lanes.iter().filter_map(end).collect())
+    }
+}
+
+/// A client that joins no group.
+fn client(config: &Config, group: &str) -> Result<Client, Error> {
+    let settings = client::consumer_settings(config, &config.named(group), 10);
+    let client = Client::from_config_and_context(&settings, Context::default());
+    client.map_err(|error| Error::Broken(error.to_string()))
+}
+
 /// What groups have committed: a client for each group, for that is how it is asked.
 pub(super) struct Committed {
     client: Client,
@@ -242,9 +326,7 @@ pub(super) struct Committed {
 
 impl Committed {
     pub(super) fn new(config: &Config, group: &str) -> Result<Self, Error> {
-        let settings = client::consumer_settings(config, &config.named(group), 10);
-        let client = Client::from_config_and_context(&settings, Context::default());
-        Ok(Self { client: client.map_err(|error| Error::Broken(error.to_string()))? })
+        Ok(Self { client: client(config, group)? })
     }
 
     /// Blocks. Waits for transactions that would change the answer.

@@ -29,8 +29,9 @@ use super::{Config, Inner, PATIENCE, from_raw, index, to_raw};
 use crate::broker::LaneId;
 use crate::{Error, Positions, Producer, Transaction};
 
-/// Wait for delivery reports at a time: polling waits to its end also when there is one.
-const SLICE: Duration = Duration::from_millis(1);
+/// Between two looks for delivery reports. Polling with a time of its own would not sleep: it waits to the end of that time
+/// also when there is a report, and turns on the spot for the last millisecond, for librdkafka counts whole ones.
+const SLICE: Duration = Duration::from_micros(500);
 
 /// What has become of one transaction's records.
 #[derive(Default)]
@@ -210,7 +211,7 @@ impl Worker {
                 if !is_full || Instant::now() >= deadline {
                     return Err(failed("send", &error));
                 }
-                instance.poll(SLICE);
+                look(instance);
                 message = unsent;
             }
         }
@@ -230,7 +231,7 @@ impl Worker {
             if Instant::now() >= deadline {
                 return Err(Error::Unavailable("records of a transaction were not delivered in time".into()));
             }
-            instance.poll(SLICE);
+            look(instance);
         }
         if let Some((admitted, positions)) = &consumed {
             let offsets = list(&self.inner.config, positions)?;
@@ -258,6 +259,12 @@ impl Worker {
         }
         Ok(ends)
     }
+}
+
+/// Takes the delivery reports that are there, after a rest.
+fn look(instance: &Instance) {
+    thread::sleep(SLICE);
+    instance.poll(Duration::ZERO);
 }
 
 /// Calls again for as long as the client says that it may, and there is time.
