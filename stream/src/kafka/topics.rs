@@ -119,6 +119,10 @@ impl Admin {
         let described = described.map_err(|error| fault("describe topics", &error, notes))?;
         let state = |((topic, partitions, replication), described): (Shape, Result<ConfigResource, Code>)| {
             let described = described.map_err(|code| fault("describe topics", &KafkaError::AdminOp(code), notes))?;
+            if described.entries.is_empty() {
+                // Every topic has some: this broker has not heard of it.
+                return Err(Error::Unavailable(format!("the settings of {topic} are not known yet")));
+            }
             let has = |name| described.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
             let wanted = settings(config, topic).into_iter();
             let settings = wanted.map(|(name, wanted)| (name, has(name), wanted)).collect();
