@@ -62,7 +62,7 @@ struct Slot {
 
 /// The worker looks at the store's progress every second; after twice that readers look themselves. A store is away for
 /// longer when it comes back with less.
-const SURE_FOR_MS: u64 = 2_000;
+const SURE_FOR: Duration = Duration::from_secs(2);
 
 /// What history and worker share.
 pub(crate) struct History {
@@ -283,7 +283,7 @@ impl History {
     ) -> Result<T, Unavailable> {
         let _permit = self.reads.acquire().await.map_err(|_| Unavailable)?;
         let failed = self.cleared.load(Ordering::Relaxed) < self.failures.load(Ordering::Relaxed);
-        if failed || self.elapsed_ms().saturating_sub(self.sure_ms.load(Ordering::Relaxed)) > SURE_FOR_MS {
+        if failed || !self.was_sure_within(SURE_FOR) {
             self.make_sure().await?;
         }
         self.metrics.store_reads.with_label_values(&[rows]).inc();
@@ -294,30 +294,39 @@ impl History {
         })
     }
 
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.deps.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
     /// Whether the store holds what was archived. One that was away may have come back with less: what was let go of
     /// here would be missing in answers.
     pub(crate) async fn make_sure(&self) -> Result<(), Unavailable> {
         // What fails meanwhile is not cleared by this look.
-        let (failures, looked_ms) = (self.failures.load(Ordering::Relaxed), self.elapsed_ms());
-        for (partition, reached) in self.owned() {
-            for topic in plan::TOPICS {
-                let progress = self.deps.store.progress(topic, partition).await.map_err(|_| {
-                    self.failed();
-                    Unavailable
-                })?;
-                if progress < reached.archived.of(topic) {
-                    self.lacks_rows();
-                    return Err(Unavailable);
-                }
-            }
+        let (failures, looked) = (self.failures.load(Ordering::Relaxed), self.deps.clock.elapsed());
+        let owned = self.owned();
+        let all = owned.iter().flat_map(|(partition, reached)| plan::TOPICS.map(|topic| (topic, *partition, reached)));
+        let is_there = all.map(async |(topic, partition, reached)| {
+            let progress = self.deps.store.progress(topic, partition).await?;
+            Ok::<_, store::Error>(progress >= reached.archived.of(topic))
+        });
+        let are_there = try_join_all(is_there).await.map_err(|_| {
+            self.failed();
+            Unavailable
+        })?;
+        if are_there.contains(&false) {
+            self.lacks_rows();
+            return Err(Unavailable);
         }
         self.cleared.fetch_max(failures, Ordering::Relaxed);
-        self.sure_ms.fetch_max(looked_ms, Ordering::Relaxed);
+        self.sure_at(looked);
         Ok(())
+    }
+
+    /// The store held all that was archived when the clock showed this.
+    pub(crate) fn sure_at(&self, looked: Duration) {
+        self.sure_ms.fetch_max(in_ms(looked), Ordering::Relaxed);
+    }
+
+    /// Whether that was looked at so recently.
+    pub(crate) fn was_sure_within(&self, time: Duration) -> bool {
+        let since_ms = in_ms(self.deps.clock.elapsed()).saturating_sub(self.sure_ms.load(Ordering::Relaxed));
+        since_ms <= in_ms(time)
     }
 
     /// Waits until a position is reached: `true` by this archiver, `false` by the store, when another owns it.
@@ -666,4 +675,8 @@ impl HistoryPort for History {
     async fn settle(&self, lane: Lane, partition: Partition, min_offset: Offset) -> Result<(), Unavailable> {
         self.answer(self.settled(lane, partition, min_offset)).await
     }
+}
+
+fn in_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

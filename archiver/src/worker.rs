@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::try_join_all;
 use schemas::cluster::Owned;
 use schemas::dead_letter::DeadLetter;
 use schemas::outcome::Outcome;
@@ -25,6 +26,9 @@ use crate::{Error, GROUP};
 /// First and longest wait before something is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// The longest rest between two writes.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// Reads of the store side by side while cold rooms are loaded.
 const LOADS: usize = 16;
@@ -156,15 +160,17 @@ impl Worker {
         if owned.is_empty() {
             return Ok(());
         }
-        if self.history.make_sure().await.is_err() {
+        if !self.history.was_sure_within(self.history.config.hint_interval()) && self.history.make_sure().await.is_err()
+        {
             debug!("the archive's progress is not sure");
         }
         for topic in TOPICS {
-            let mut lag = 0;
-            for (partition, reached) in &owned {
-                let end = self.history.deps.log.end(topic, *partition).await?;
-                lag += end.0.saturating_sub(reached.consumed.of(topic).0);
-            }
+            let ends = owned.iter().map(|(partition, _)| self.history.deps.log.end(topic, *partition));
+            let ends = try_join_all(ends).await?;
+            let behind = |(end, (_, reached)): (&Offset, &(Partition, Reached))| {
+                end.0.saturating_sub(reached.consumed.of(topic).0)
+            };
+            let lag: u64 = ends.iter().zip(&owned).map(behind).sum();
             let gauge = self.history.metrics.lag_records.with_label_values(&[topic.name()]);
             gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
         }
@@ -288,15 +294,20 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes behind, for ever: a while after something came, or at once if there is much of it or someone waits.
+    /// Writes behind, for ever: a while after something came, or at once if there is much of it or someone waits. A store
+    /// that is slow gets larger batches, and rests as long as the last one took it.
     async fn write(&self) {
+        let (clock, interval) = (&self.history.deps.clock, self.history.config.flush_interval());
+        let mut took = Duration::ZERO;
         loop {
             self.history.dirty.notified().await;
             tokio::select! {
-                () = tokio::time::sleep(self.history.config.flush_interval()) => {}
+                () = tokio::time::sleep(took.clamp(interval, interval.max(REST_MAX))) => {}
                 () = self.history.hurry.notified() => {}
             }
+            let begun = clock.elapsed();
             self.flush().await;
+            took = clock.elapsed().saturating_sub(begun);
         }
     }
 
@@ -339,6 +350,9 @@ impl Worker {
         if result.is_err() {
             history.failed();
             history.metrics.flush_failures.inc();
+        } else if history.owned().iter().all(|(at, _)| flights.iter().any(|flight| flight.partition == *at)) {
+            // A batch is refused where the store's progress is not what it goes on from.
+            history.sure_at(started);
         }
         result
     }

@@ -12,12 +12,14 @@ mod migrations;
 mod receipts;
 mod rooms;
 mod shut_outs;
+mod trail;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::Registry;
 use schemas::Clock;
 use scylla::client::execution_profile::ExecutionProfile;
@@ -34,6 +36,7 @@ use tracing::warn;
 pub use archive::OLDEST_EVENTS;
 use cql::Cql;
 use metrics::Metrics;
+use trail::Trail;
 
 /// A statement that may run twice is sent to another replica as well when the first is silent for so long: well above a
 /// quiet node's slowest answers, well below what people notice.
@@ -176,6 +179,7 @@ pub struct CassandraStore {
     cql: Cql,
     first_wins: FirstWins,
     forgetful: Vec<String>,
+    trail: Mutex<Trail>,
 }
 
 impl CassandraStore {
@@ -206,7 +210,7 @@ impl CassandraStore {
         let forgetful = forgetful_nodes(&session).await;
         let session = connect(config, Some(&config.keyspace)).await?;
         let first_wins = FirstWins { clock, last: AtomicI64::new(i64::MAX) };
-        Ok(Self { cql: Cql::new(session, metrics), first_wins, forgetful })
+        Ok(Self { cql: Cql::new(session, metrics), first_wins, forgetful, trail: Mutex::default() })
     }
 
     /// The nodes that lose what they have acknowledged when they are killed, as far as they said so when this opened.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use schemas::receipt::Receipt;
 use schemas::room::{Member, RoomInfo};
 use schemas::{CommandId, Event, EventId, Offset, Partition, Record, RoomId, Seq, Timestamp, Topic, UserId};
@@ -12,6 +13,8 @@ use uuid::Uuid;
 
 use super::CassandraStore;
 use super::cql::{Ordered, Write, broken, integer, limit, side_by_side, unsigned, values};
+use super::receipts::raised;
+use super::trail::Trail;
 use crate::Error;
 use crate::archive::{Acted, Archive, Batch, MessageReceipt, Watermarks};
 use crate::rooms::Listing;
@@ -89,7 +92,7 @@ impl CassandraStore {
         self.cql.write_partitions(bodies.into_values().chain(commands.into_values()).chain(heads).collect()).await
     }
 
-    async fn put_rooms(&self, rooms: &[RoomInfo]) -> Result<(), Error> {
+    async fn put_rooms(&self, trail: &Mutex<Trail>, rooms: &[RoomInfo]) -> Result<(), Error> {
         let mut newest: HashMap<RoomId, &RoomInfo> = HashMap::new();
         for room in rooms {
             let known = newest.entry(room.id).or_insert(room);
@@ -97,7 +100,7 @@ impl CassandraStore {
                 *known = room;
             }
         }
-        side_by_side(newest.into_values().map(|room| self.put_room(room))).await.map(drop)
+        side_by_side(newest.into_values().map(|room| self.put_room(trail, room))).await.map(drop)
     }
 
     async fn put_standings(&self, members: &[(RoomId, UserId, Member)]) -> Result<(), Error> {
@@ -110,11 +113,42 @@ impl CassandraStore {
         side_by_side(of_users.into_iter().map(|(user, listings)| self.put_listings(user, listings))).await.map(drop)
     }
 
-    async fn put_steps(&self, receipts: &[std::sync::Arc<Receipt>]) -> Result<(), Error> {
+    async fn put_receipts(&self, trail: &Mutex<Trail>, receipts: &[std::sync::Arc<Receipt>]) -> Result<(), Error> {
         let some = receipts.iter().filter(|receipt| receipt.delivered_seq.max(receipt.read_seq) > Seq::ZERO);
         let of_people = grouped(some.map(|receipt| ((receipt.room, receipt.user), &**receipt)));
-        let puts = of_people.into_iter().map(|((room, user), steps)| self.put_receipts(room, user, steps));
-        side_by_side(puts).await.map(drop)
+        let steps = of_people.iter().map(|((room, user), receipts)| self.put_steps(trail, *room, *user, receipts));
+        side_by_side(steps).await?;
+        // Last, as they are what leads to the steps.
+        let (mut by_room, mut by_user) = (HashMap::new(), HashMap::new());
+        for ((room, user), receipts) in &of_people {
+            let (in_room, of_user) = raised(*room, *user, receipts);
+            by_room.entry(*room).or_insert_with(Vec::new).extend(in_room);
+            by_user.entry(*user).or_insert_with(Vec::new).extend(of_user);
+        }
+        self.cql.write_partitions(by_room.into_values().chain(by_user.into_values()).collect()).await
+    }
+
+    async fn write_batch(&self, trail: &Mutex<Trail>, batch: &Batch) -> Result<(), Error> {
+        let since =
+            side_by_side(batch.since.iter().map(|(topic, partition, since)| async move {
+                Ok(self.progress(*topic, *partition).await? >= *since)
+            }));
+        if since.await?.contains(&false) {
+            return Err(Error::Behind);
+        }
+        tokio::try_join!(
+            self.put_events(&batch.events),
+            self.put_rooms(trail, &batch.rooms),
+            self.put_standings(&batch.members),
+            self.put_lists(&batch.listings),
+            self.put_receipts(trail, &batch.receipts),
+        )?;
+        // After the rows that it covers (law 3).
+        let advance = "INSERT INTO progress (topic, number, position) VALUES (?, ?, ?) USING TIMESTAMP ?";
+        let rows = batch.progress.iter().map(|(topic, partition, offset)| {
+            vec![Write(advance, values![topic.name(), partition.0 as i32, offset, offset])]
+        });
+        self.cql.write_partitions(rows.collect()).await
     }
 
     /// The bucket of a room's last event.
@@ -128,24 +162,11 @@ impl CassandraStore {
 #[async_trait]
 impl Archive for CassandraStore {
     async fn archive(&self, batch: Batch) -> Result<(), Error> {
-        for (topic, partition, since) in &batch.since {
-            if self.progress(*topic, *partition).await? < *since {
-                return Err(Error::Behind);
-            }
-        }
-        tokio::try_join!(
-            self.put_events(&batch.events),
-            self.put_rooms(&batch.rooms),
-            self.put_standings(&batch.members),
-            self.put_lists(&batch.listings),
-            self.put_steps(&batch.receipts),
-        )?;
-        // After the rows that it covers (law 3).
-        let advance = "INSERT INTO progress (topic, number, position) VALUES (?, ?, ?) USING TIMESTAMP ?";
-        let rows = batch.progress.iter().map(|(topic, partition, offset)| {
-            vec![Write(advance, values![topic.name(), partition.0 as i32, offset, offset])]
-        });
-        self.cql.write_partitions(rows.collect()).await
+        // Taken, and put back only if all went well: whoever writes at the same time, or after an error, knows nothing.
+        let trail = Mutex::new(std::mem::take(&mut *self.trail.lock()).before(&batch));
+        self.write_batch(&trail, &batch).await?;
+        *self.trail.lock() = trail.into_inner().after(&batch);
+        Ok(())
     }
 
     async fn progress(&self, topic: Topic, partition: Partition) -> Result<Offset, Error> {

@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 
+use parking_lot::Mutex;
 use schemas::receipt::Receipt;
 use schemas::{RoomId, Seq, Timestamp, UserId};
 
 use super::CassandraStore;
 use super::cql::{Ordered, Values, Write, id, integer, limit, side_by_side, unsigned, values};
+use super::trail::{Step, Trail};
 use crate::Error;
 use crate::archive::{MessageReceipt, Watermarks};
 
@@ -19,6 +21,10 @@ const IN_MAX: usize = 100;
 /// Lower steps that are looked at at a time.
 const LOWER_PAGE: i32 = 16;
 
+/// The highest steps up to a seq, the highest first.
+const BELOW: &str = "SELECT seq, at FROM receipt_steps WHERE room = ? AND user = ? AND kind = ? AND seq <= ?
+    ORDER BY kind DESC, seq DESC LIMIT ?";
+
 type MarkColumns = (Vec<u8>, Option<i64>, Option<i64>, Option<i64>);
 
 fn marks((key, delivered, read, at): MarkColumns) -> Result<(uuid::Uuid, Watermarks), Error> {
@@ -27,91 +33,138 @@ fn marks((key, delivered, read, at): MarkColumns) -> Result<(uuid::Uuid, Waterma
     Ok((id(&key)?, Watermarks { delivered_seq: seq(delivered)?, read_seq: seq(read)?, at }))
 }
 
+/// The writes that raise one person's watermarks in a room: in the room's partition, and in the person's.
+pub(super) fn raised(room: RoomId, user: UserId, receipts: &[&Receipt]) -> (Vec<Write>, Vec<Write>) {
+    let reached = receipts.iter().fold(Watermarks::default(), |marks, receipt| Watermarks {
+        delivered_seq: marks.delivered_seq.max(receipt.delivered_seq),
+        read_seq: marks.read_seq.max(receipt.read_seq),
+        at: marks.at.max(receipt.at),
+    });
+    let (by_room, by_user) = (|| values![room, Ordered::from(user)], || values![user, Ordered::from(room)]);
+    let (mut in_room, mut of_user) = (Vec::new(), Vec::new());
+    // Each value is its own write timestamp: the largest stays.
+    let mut raise = |value: i64, room_statement, user_statement| {
+        let row = |key: Values| [values![value, value], key].concat();
+        in_room.push(Write(room_statement, row(by_room())));
+        of_user.push(Write(user_statement, row(by_user())));
+    };
+    if reached.delivered_seq > Seq::ZERO {
+        raise(
+            integer(reached.delivered_seq.0),
+            "UPDATE watermarks_by_room USING TIMESTAMP ? SET delivered_seq = ? WHERE room = ? AND user = ?",
+            "UPDATE watermarks_by_user USING TIMESTAMP ? SET delivered_seq = ? WHERE user = ? AND room = ?",
+        );
+    }
+    if reached.read_seq > Seq::ZERO {
+        raise(
+            integer(reached.read_seq.0),
+            "UPDATE watermarks_by_room USING TIMESTAMP ? SET read_seq = ? WHERE room = ? AND user = ?",
+            "UPDATE watermarks_by_user USING TIMESTAMP ? SET read_seq = ? WHERE user = ? AND room = ?",
+        );
+    }
+    raise(
+        reached.at.0,
+        "UPDATE watermarks_by_room USING TIMESTAMP ? SET at = ? WHERE room = ? AND user = ?",
+        "UPDATE watermarks_by_user USING TIMESTAMP ? SET at = ? WHERE user = ? AND room = ?",
+    );
+    (in_room, of_user)
+}
+
 impl CassandraStore {
     /// Enters steps of receipts of one person in one room, in order.
-    pub(super) async fn put_receipts(&self, room: RoomId, user: UserId, receipts: Vec<&Receipt>) -> Result<(), Error> {
-        let reached = receipts.iter().fold(Watermarks::default(), |marks, receipt| Watermarks {
-            delivered_seq: marks.delivered_seq.max(receipt.delivered_seq),
-            read_seq: marks.read_seq.max(receipt.read_seq),
-            at: marks.at.max(receipt.at),
-        });
-        let (by_room, by_user) = (|| values![room, Ordered::from(user)], || values![user, Ordered::from(room)]);
-        let (mut in_room, mut of_user) = (Vec::new(), Vec::new());
-        // Each value is its own write timestamp: the largest stays.
-        let mut raise = |value: i64, room_statement, user_statement| {
-            let row = |key: Values| [values![value, value], key].concat();
-            in_room.push(Write(room_statement, row(by_room())));
-            of_user.push(Write(user_statement, row(by_user())));
-        };
-        if reached.delivered_seq > Seq::ZERO {
-            raise(
-                integer(reached.delivered_seq.0),
-                "UPDATE watermarks_by_room USING TIMESTAMP ? SET delivered_seq = ? WHERE room = ? AND user = ?",
-                "UPDATE watermarks_by_user USING TIMESTAMP ? SET delivered_seq = ? WHERE user = ? AND room = ?",
-            );
-        }
-        if reached.read_seq > Seq::ZERO {
-            raise(
-                integer(reached.read_seq.0),
-                "UPDATE watermarks_by_room USING TIMESTAMP ? SET read_seq = ? WHERE room = ? AND user = ?",
-                "UPDATE watermarks_by_user USING TIMESTAMP ? SET read_seq = ? WHERE user = ? AND room = ?",
-            );
-        }
-        raise(
-            reached.at.0,
-            "UPDATE watermarks_by_room USING TIMESTAMP ? SET at = ? WHERE room = ? AND user = ?",
-            "UPDATE watermarks_by_user USING TIMESTAMP ? SET at = ? WHERE user = ? AND room = ?",
-        );
+    pub(super) async fn put_steps(
+        &self,
+        trail: &Mutex<Trail>,
+        room: RoomId,
+        user: UserId,
+        receipts: &[&Receipt],
+    ) -> Result<(), Error> {
+        // All are of one partition.
+        let mut writes = Vec::new();
         for receipt in receipts {
-            self.put_step(receipt, DELIVERED, receipt.delivered_seq).await?;
-            self.put_step(receipt, READ, receipt.read_seq).await?;
+            for (kind, seq) in [(DELIVERED, receipt.delivered_seq), (READ, receipt.read_seq)] {
+                if seq > Seq::ZERO {
+                    self.put_step(trail, (room, user, kind), (seq, receipt.at), &mut writes).await?;
+                }
+            }
         }
-        // Last, as they are what leads to the steps.
-        self.cql.write_partitions(vec![in_room, of_user]).await
+        self.cql.write_partition(writes).await
     }
 
     /// Keeps a step unless another reaches as far at the same or an earlier time, and drops those to which that now
-    /// applies (law 2).
-    async fn put_step(&self, receipt: &Receipt, kind: i32, seq: Seq) -> Result<(), Error> {
-        if seq == Seq::ZERO {
-            return Ok(());
-        }
-        let (room, user, at) = (receipt.room, receipt.user, receipt.at.0);
-        let below = "SELECT seq, at FROM receipt_steps WHERE room = ? AND user = ? AND kind = ? AND seq <= ?
-            ORDER BY kind DESC, seq DESC LIMIT ?";
-        let last = self.cql.row::<(i64, i64)>(below, values![room, user, kind, i64::MAX, 1]).await?;
-        let mut writes = Vec::new();
-        // In the usual order it comes after all others, and nothing more is to be looked at.
-        if last.is_some_and(|(last, then)| integer(seq.0) <= last || at <= then) {
-            if self.reached_at(room, user, kind, seq).await?.is_some_and(|known| known.0 <= at) {
+    /// applies (law 2). What is left to be written is added to `writes`.
+    async fn put_step(
+        &self,
+        trail: &Mutex<Trail>,
+        (room, user, kind): (RoomId, UserId, i32),
+        (seq, at): Step,
+        writes: &mut Vec<Write>,
+    ) -> Result<(), Error> {
+        let known = trail.lock().step(room, user, kind);
+        let last = match known {
+            Some(last) => Some(last),
+            None => {
+                // What is not written yet can't be looked at.
+                self.cql.write_partition(std::mem::take(writes)).await?;
+                let top = values![room, user, kind, i64::MAX, 1];
+                let last = self.cql.row::<(i64, i64)>(BELOW, top).await?;
+                last.map(|(seq, at)| Ok::<_, Error>((Seq(unsigned(seq)?), Timestamp(at)))).transpose()?
+            }
+        };
+        match last {
+            // Another time of the last one: it is there, or comes first.
+            Some((last, then)) if seq == last && at >= then => {
+                trail.lock().set_step(room, user, kind, Some((last, then)));
                 return Ok(());
             }
-            // Times fall with the seq: the first one that is early enough ends the search.
-            let mut from = seq;
-            'search: loop {
-                let page = values![room, user, kind, from, LOWER_PAGE];
-                let lower = self.cql.rows::<(i64, i64)>(below, page).await?;
-                for (lower, known) in &lower {
-                    if *known < at {
-                        break 'search;
-                    }
-                    // That very step: its deletion has its timestamp, and wins.
-                    if *lower < integer(seq.0) {
-                        let delete = "DELETE FROM receipt_steps USING TIMESTAMP ?
-                            WHERE room = ? AND user = ? AND kind = ? AND seq = ?";
-                        writes.push(Write(delete, values![-*known, room, user, kind, *lower]));
-                    }
-                }
-                match lower.last() {
-                    Some((lower, _)) if *lower > 1 => from = Seq(unsigned(lower - 1)?),
-                    _ => break,
+            Some((last, then)) if seq <= last || at <= then => {
+                self.cql.write_partition(std::mem::take(writes)).await?;
+                trail.lock().set_step(room, user, kind, None);
+                if !self.make_room(room, user, kind, (seq, at), writes).await? {
+                    return Ok(());
                 }
             }
+            // In the usual order it comes after all others.
+            _ => trail.lock().set_step(room, user, kind, Some((seq, at))),
         }
         // Of two times of one step the earlier stays.
         let insert = "INSERT INTO receipt_steps (room, user, kind, seq, at) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
-        writes.push(Write(insert, values![room, user, kind, seq, at, -at]));
-        self.cql.write_partition(writes).await
+        writes.push(Write(insert, values![room, user, kind, seq, at, -at.0]));
+        Ok(())
+    }
+
+    /// Drops lower steps of the same or a later time than a new one; `false` if that is to be dropped itself.
+    async fn make_room(
+        &self,
+        room: RoomId,
+        user: UserId,
+        kind: i32,
+        (seq, at): Step,
+        writes: &mut Vec<Write>,
+    ) -> Result<bool, Error> {
+        if self.reached_at(room, user, kind, seq).await?.is_some_and(|known| known <= at) {
+            return Ok(false);
+        }
+        // Times fall with the seq: the first one that is early enough ends the search.
+        let mut from = seq;
+        loop {
+            let lower = self.cql.rows::<(i64, i64)>(BELOW, values![room, user, kind, from, LOWER_PAGE]).await?;
+            for (lower, known) in &lower {
+                if *known < at.0 {
+                    return Ok(true);
+                }
+                // That very step: its deletion has its timestamp, and wins.
+                if *lower < integer(seq.0) {
+                    let delete = "DELETE FROM receipt_steps USING TIMESTAMP ?
+                        WHERE room = ? AND user = ? AND kind = ? AND seq = ?";
+                    writes.push(Write(delete, values![-*known, room, user, kind, *lower]));
+                }
+            }
+            match lower.last() {
+                Some((lower, _)) if *lower > 1 => from = Seq(unsigned(lower - 1)?),
+                _ => return Ok(true),
+            }
+        }
     }
 
     /// When all up to `seq` was reached.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use schemas::message::RoomVisibility;
 use schemas::room::{Member, RoomInfo};
 use schemas::{RoomId, Seq, Timestamp, UserId};
@@ -11,6 +12,7 @@ use uuid::Uuid;
 
 use super::CassandraStore;
 use super::cql::{CAS_TRIES, Cas, Ordered, Write, contended, from_json, id, limit, side_by_side, to_json, values};
+use super::trail::{Shown, Trail};
 use crate::rooms::{DirectorySort, Listing, Rooms};
 use crate::{Error, fold_case};
 
@@ -35,12 +37,12 @@ const ALL_ROOMS: [(&str, &str); 3] = [
 /// Keys of one `IN`.
 const IN_MAX: usize = 100;
 
-fn is_listed(room: &RoomInfo) -> bool {
+pub(super) fn is_listed(room: &RoomInfo) -> bool {
     !room.deleted && room.settings.visibility == RoomVisibility::Public
 }
 
 /// The handle that a room stands with, folded.
-fn handle(room: &RoomInfo) -> Option<String> {
+pub(super) fn handle(room: &RoomInfo) -> Option<String> {
     room.settings.handle.as_deref().filter(|_| !room.deleted).map(fold_case)
 }
 
@@ -76,26 +78,33 @@ impl CassandraStore {
     }
 
     /// Replaces a room's row if this one is newer (I5).
-    pub(super) async fn put_room(&self, room: &RoomInfo) -> Result<(), Error> {
-        let old = self.room(room.id).await?;
+    pub(super) async fn put_room(&self, trail: &Mutex<Trail>, room: &RoomInfo) -> Result<(), Error> {
+        let new = Shown::of(room);
+        let known = trail.lock().room(room.id);
+        // What others depend on is held against the row itself.
+        let is_usual = |known: &Shown| Shown { head_seq: new.head_seq, ..known.clone() } == new;
+        let old = match known.filter(is_usual) {
+            Some(known) => Some(known),
+            None => self.room(room.id).await?.as_ref().map(Shown::of),
+        };
         if old.as_ref().is_some_and(|old| old.head_seq >= room.head_seq) {
             return Ok(());
         }
         let (key, version) = (|| Ordered::from(room.id), room.head_seq);
         let mut leading = Vec::new();
-        if is_listed(room) {
+        if new.is_listed {
             let insert = "INSERT INTO directory
                 (shard, room, name_key, handle_key, created_at, last_activity_at, member_count)
                 VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
-            let (name, handle) = (fold_case(&room.settings.name), handle(room).unwrap_or_default());
+            let (name, handle) = (fold_case(&room.settings.name), new.handle.clone().unwrap_or_default());
             let (created, active, members) = (room.created_at, room.last_activity_at, i64::from(room.member_count));
             let row = values![shard(room.id), key(), name, handle, created, active, members, version];
             leading.push(vec![Write(insert, row)]);
-        } else if old.as_ref().is_some_and(is_listed) {
+        } else if old.as_ref().is_some_and(|old| old.is_listed) {
             let delete = "DELETE FROM directory USING TIMESTAMP ? WHERE shard = ? AND room = ?";
             leading.push(vec![Write(delete, values![version, shard(room.id), key()])]);
         }
-        let (before, now) = (old.as_ref().and_then(handle), handle(room));
+        let (before, now) = (old.and_then(|old| old.handle), new.handle.clone());
         if let Some(now) = &now {
             let insert = "INSERT INTO handles (handle, room) VALUES (?, ?) USING TIMESTAMP ?";
             leading.push(vec![Write(insert, values![now, key(), version])]);
@@ -119,6 +128,7 @@ impl CassandraStore {
             let delete = "DELETE FROM handle_claims WHERE handle = ? IF room = ?";
             self.cql.cas(vec![Write(delete, values![ended, room.id])]).await?;
         }
+        trail.lock().set_room(room.id, new);
         Ok(())
     }
 

@@ -146,6 +146,11 @@ impl Engine for Cassandra {
         self.store.clone()
     }
 
+    fn other(&self) -> Arc<dyn Store> {
+        let name = self.keyspace.as_ref().unwrap().name.clone();
+        SHARED.run(async move { open(&name).await })
+    }
+
     fn restart(mut self) -> Self {
         self.permit = None;
         let name = self.keyspace.as_ref().unwrap().name.clone();

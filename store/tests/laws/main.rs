@@ -28,6 +28,10 @@ trait Engine: Sized {
     fn start() -> Self;
     /// The store as its users get it.
     fn store(&self) -> Arc<dyn Store>;
+    /// The same store as another process gets it, where several can have it.
+    fn other(&self) -> Arc<dyn Store> {
+        self.store()
+    }
     /// Ends the store and starts it again on what it has left. All that `store` gave away must be dropped before.
     fn restart(self) -> Self;
 }

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use proptest::collection::vec;
-use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
 use schemas::message::{Content, MemberChange, Message, RoomPatch, RoomVisibility};
 use schemas::room::RoomState;
@@ -135,8 +135,9 @@ fn merge(rows: &[Batch]) -> Batch {
     })
 }
 
-/// A history, and batches that hold each of its rows at least once, in any order.
-fn scrambled() -> impl Strategy<Value = (Vec<Batch>, Vec<Batch>)> {
+/// A history, and batches that hold each of its rows at least once, in any order. Each goes on where the one before it
+/// ended, and one of two writers has it.
+fn scrambled() -> impl Strategy<Value = (Vec<Batch>, Vec<(Batch, bool)>)> {
     vec(step(), 1..30).prop_flat_map(|steps| {
         let pieces = pieces(&steps);
         let rows = rows(&pieces);
@@ -148,6 +149,15 @@ fn scrambled() -> impl Strategy<Value = (Vec<Batch>, Vec<Batch>)> {
             })
             .prop_map(move |order| order.into_iter().map(|index| rows[index].clone()).collect::<Vec<_>>());
         let batches = (order, 1..40_usize).prop_map(|(rows, size)| rows.chunks(size).map(merge).collect::<Vec<_>>());
+        let batches = batches.prop_flat_map(|batches| {
+            let place = |number: usize| (Topic::Receipts, Partition(0), Offset(number as u64));
+            let chained = batches.into_iter().enumerate().map(|(number, mut batch)| {
+                batch.since.push(place(number));
+                batch.progress.push(place(number + 1));
+                batch
+            });
+            chained.map(|batch| (Just(batch), prop::bool::weighted(0.1))).collect::<Vec<_>>()
+        });
         (Just(pieces), batches)
     })
 }
@@ -203,9 +213,10 @@ pub fn any_order_repetition_and_splitting_of_batches_ends_in_the_same_rows<E: En
                 reference.archive(piece).await.unwrap();
             }
             let engine = E::start();
-            let store = engine.store();
-            for batch in scrambled {
-                store.archive(batch).await.unwrap();
+            let (store, other) = (engine.store(), engine.other());
+            for (batch, is_others) in scrambled {
+                let writer = if is_others { &other } else { &store };
+                writer.archive(batch).await.unwrap();
             }
             let (expected, found) = (everything(&reference).await, everything(&*store).await);
             for (expected, found) in expected.iter().zip(&found) {
