@@ -22,7 +22,7 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 use schemas::{Offset, Partition, Topic};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::client::{self, Context, fault};
 use super::{Config, Inner, PATIENCE, from_raw, index, to_raw};
@@ -65,9 +65,14 @@ impl ProducerContext for Context<Reports> {
 
 type Instance = BaseProducer<Context<Reports>>;
 
+/// How long a thread may be late with its answer. Its calls are given a time, but librdkafka does not keep to it: where the
+/// group's coordinator is killed at the wrong moment, `send_offsets_to_transaction` (2.12) never returns.
+const LATE: Duration = Duration::from_secs(2);
+
 /// The port's handle on the thread.
 pub(super) struct KafkaProducer {
     jobs: mpsc::Sender<Job>,
+    patience: Duration,
 }
 
 struct Job {
@@ -81,6 +86,7 @@ impl KafkaProducer {
         let (jobs, waiting) = mpsc::channel();
         let (ready, started) = oneshot::channel();
         let id = inner.config.named(id);
+        let patience = inner.config.transaction_timeout + LATE;
         let work = move || match Worker::start(inner, &id) {
             Ok(mut worker) => {
                 // Whoever asked may have gone: then there are no jobs either.
@@ -94,7 +100,7 @@ impl KafkaProducer {
             .spawn(work)
             .map_err(|error| Error::Unavailable(error.to_string()))?;
         started.await.map_err(|_| Error::Unavailable("a transactional producer has ended".into()))??;
-        Ok(Self { jobs })
+        Ok(Self { jobs, patience })
     }
 }
 
@@ -104,7 +110,13 @@ impl Producer for KafkaProducer {
         let (answer, answered) = oneshot::channel();
         let ended = || Error::Unknown("a transactional producer has ended".into());
         self.jobs.send(Job { transaction, answer }).map_err(|_| ended())?;
-        answered.await.map_err(|_| ended())?
+        if let Ok(answer) = timeout(self.patience, answered).await {
+            return answer.map_err(|_| ended())?;
+        }
+        // The thread is left to itself: a call that is under way can't be ended, and whoever has the id next fences it.
+        self.jobs = mpsc::channel().0;
+        tracing::error!("a call of a transactional producer does not return: it is given up");
+        Err(Error::Unknown("a transactional producer does not answer".into()))
     }
 }
 
@@ -306,4 +318,22 @@ pub(super) fn list(config: &Config, positions: &[(Topic, Partition, Offset)]) ->
             .map_err(|error| Error::Broken(error.to_string()))?;
     }
     Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_never_returns_is_given_up() {
+        let (jobs, waiting) = mpsc::channel();
+        let mut producer = KafkaProducer { jobs, patience: Duration::from_secs(12) };
+        let transaction = || Transaction { records: Vec::new(), consumed: None };
+        assert!(matches!(producer.commit(transaction()).await, Err(Error::Unknown(_))));
+        // Nor does anything more get in behind it.
+        let asked = Instant::now();
+        assert!(matches!(producer.commit(transaction()).await, Err(Error::Unknown(_))));
+        assert_eq!(asked.elapsed(), Duration::ZERO);
+        assert_eq!(waiting.try_iter().count(), 1);
+    }
 }
