@@ -234,62 +234,58 @@ impl Reader {
     }
 }
 
+/// Of which partition, and whom to tell.
+type Asked = (LaneId, oneshot::Sender<Result<Offset, Error>>);
+
 /// Where partitions end. Everyone who asks while a question is under way is answered by the next one, which asks for all of
 /// their partitions at once: however many ask, brokers have one question at a time of a process.
 pub(super) struct Ends {
     config: Config,
     client: Client,
-    asked: Mutex<Asked>,
-}
-
-#[derive(Default)]
-struct Asked {
-    waiting: Vec<(LaneId, oneshot::Sender<Result<Offset, Error>>)>,
-    /// Someone asks, and goes on until nobody waits.
-    is_asking: bool,
+    waiting: Mutex<Vec<Asked>>,
+    /// To ask.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Ends {
     pub(super) fn new(config: &Config) -> Result<Self, Error> {
-        Ok(Self { config: config.clone(), client: client(config, GROUP)?, asked: Mutex::default() })
+        let client = client(config, GROUP)?;
+        Ok(Self { config: config.clone(), client, waiting: Mutex::default(), turn: Arc::default() })
     }
 
     /// Where this partition ends at some moment after the call.
     pub(super) async fn of(self: &Arc<Self>, id: LaneId) -> Result<Offset, Error> {
-        let (answer, answered) = oneshot::channel();
-        let is_asking = {
-            let mut asked = self.asked.lock();
-            asked.waiting.push((id, answer));
-            std::mem::replace(&mut asked.is_asking, true)
+        let (answer, mut answered) = oneshot::channel();
+        self.waiting.lock().push((id, answer));
+        let closed = |_| Error::Unavailable("shutting down".into());
+        let turn = tokio::select! {
+            biased;
+            answer = &mut answered => return answer.map_err(closed)?,
+            turn = Arc::clone(&self.turn).lock_owned() => turn,
         };
-        if !is_asking {
-            let this = Arc::clone(self);
-            // Not awaited: whoever waits is told, this caller too.
-            drop(tokio::task::spawn_blocking(move || this.ask_for_all()));
-        }
-        answered.await.map_err(|_| Error::Unavailable("shutting down".into()))?
+        let this = Arc::clone(self);
+        // Not awaited: whoever waits is told, this caller too. The turn ends with the question, whatever becomes of it.
+        drop(tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            this.ask_for_all();
+        }));
+        answered.await.map_err(closed)?
     }
 
     fn ask_for_all(&self) {
-        loop {
-            let waiting = {
-                let mut asked = self.asked.lock();
-                asked.is_asking = !asked.waiting.is_empty();
-                std::mem::take(&mut asked.waiting)
-            };
-            if waiting.is_empty() {
-                return;
-            }
-            let lanes: BTreeSet<LaneId> = waiting.iter().map(|(id, _)| *id).collect();
-            let ends = patiently(|left| self.ask(&lanes, left));
-            for (id, answer) in waiting {
-                let end = ends.clone().and_then(|ends| {
-                    let nowhere = || Error::Unavailable(format!("nobody said where {}/{} ends", id.0, id.1));
-                    ends.get(&id).copied().ok_or_else(nowhere)
-                });
-                // Whoever asked may have gone.
-                drop(answer.send(end));
-            }
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        if waiting.is_empty() {
+            return; // the one before asked for all of them
+        }
+        let lanes: BTreeSet<LaneId> = waiting.iter().map(|(id, _)| *id).collect();
+        let ends = patiently(|left| self.ask(&lanes, left));
+        for (id, answer) in waiting {
+            let end = ends.clone().and_then(|ends| {
+                let nowhere = || Error::Unavailable(format!("nobody said where {}/{} ends", id.0, id.1));
+                ends.get(&id).copied().ok_or_else(nowhere)
+            });
+            // Whoever asked may have gone.
+            drop(answer.send(end));
         }
     }
 
