@@ -5,6 +5,7 @@
 mod batches;
 mod drain;
 mod interest;
+pub(crate) mod publish;
 mod ticks;
 
 use std::collections::hash_map::Entry;
@@ -17,9 +18,7 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use schemas::link::{Batch, EdgePort, FanoutPort, HistoryPort, Lane, Unavailable};
 use schemas::outcome::Outcome;
-use schemas::{
-    Command, CommandId, DeviceId, EdgeId, Event, Offset, Partition, Record, RoomId, Seq, SessionId, Topic, UserId,
-};
+use schemas::{Command, CommandId, DeviceId, EdgeId, Event, Offset, Partition, Record, RoomId, Seq, SessionId, UserId};
 use stream::Log;
 use tokio::sync::{Notify, oneshot};
 
@@ -27,6 +26,7 @@ use crate::deps::Deps;
 use crate::metrics::HubMetrics;
 use crate::socket::outbox::Socket;
 use batches::LaneTopic;
+use publish::Asker;
 
 /// What became of a command.
 #[derive(Clone, Debug)]
@@ -44,6 +44,10 @@ pub struct Hub {
     state: Mutex<State>,
     /// Commands of REST calls in flight. Bounded by the number of open connections.
     calls: Mutex<HashMap<Call, Waiting>>,
+    /// Commands on their way to the log.
+    commands: Mutex<publish::Commands>,
+    /// Some have come for [`Hub::run`] to publish.
+    publish: Notify,
     /// Receipts that wait to be published, merged by maximum. One entry for each room and person at most.
     receipts: Mutex<ticks::Receipts>,
     /// Sockets that hold frames which woke nobody: each at most once.
@@ -121,6 +125,8 @@ impl Hub {
             metrics,
             state: Mutex::default(),
             calls: Mutex::default(),
+            commands: Mutex::default(),
+            publish: Notify::new(),
             receipts: Mutex::default(),
             drowsy: Mutex::default(),
             mend: Notify::new(),
@@ -165,17 +171,6 @@ impl Hub {
         Some((Command { received_us, ..command }.encode(), received_us))
     }
 
-    /// Publishes a command that was received at this time. `Ok` means only that it is on its way.
-    pub async fn publish(&self, command: stream::Record, received_us: i64) -> Result<(), Unavailable> {
-        let partition = self.partition(&command.key);
-        self.deps.log.append(Topic::Commands, partition, vec![command]).await.map_err(|error| {
-            tracing::warn!(%error, "a command could not be published");
-            Unavailable
-        })?;
-        self.metrics.appended(self.deps.clock.micros() - received_us);
-        Ok(())
-    }
-
     /// Publishes a command of a REST call and waits for what becomes of it, at most until its deadline.
     pub async fn submit(&self, command: Command) -> Result<Answer, Unavailable> {
         let call = (command.room, command.user, command.id);
@@ -195,7 +190,7 @@ impl Hub {
                 none.insert(Waiting { record: record.clone(), received_us, answers: vec![answer] });
             }
         }
-        self.publish(record, command.received_us).await?;
+        self.publish(&command, record, Asker::Call(call)).map_err(|_| Unavailable)?;
         tokio::time::timeout(patience, waiting).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)
     }
 

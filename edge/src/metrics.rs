@@ -18,6 +18,8 @@ pub struct HubMetrics {
     pub missed: IntCounter,
     /// Commands in flight that were published again after a stretch was missed.
     pub published_again: IntCounter,
+    /// Commands turned away for their partition owed answers for too long, or too much waited to be published.
+    pub turned_away: IntCounter,
     /// Frames refused, by reason.
     pub refused: IntCounterVec,
     /// Sockets closed by the server, by code.
@@ -62,6 +64,10 @@ impl HubMetrics {
             published_again: counter(
                 "posthaste_edge_commands_published_again_total",
                 "Commands in flight published again after a stretch was missed.",
+            )?,
+            turned_away: counter(
+                "posthaste_edge_commands_turned_away_total",
+                "Commands refused before they were published: their partition owed answers for too long.",
             )?,
             refused: by("posthaste_edge_frames_refused_total", "Client frames refused, by reason.", "reason")?,
             closed: by("posthaste_edge_sockets_closed_total", "Sockets closed by the server, by close code.", "code")?,

@@ -383,6 +383,65 @@ async fn to_the_end(mut client: Client) -> (Vec<Value>, u16, u64) {
     }
 }
 
+/// A send of a new message into a room.
+fn send(world: &World, room: &str) -> Value {
+    let mut frame = world.message("hello");
+    frame["type"] = "send".into();
+    frame["room"] = room.into();
+    frame
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_waits_for_no_append_and_sends_keep_their_order() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let room = world.room(&ada, &[], json!({})).await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    world.log.take_appends();
+    world.log.hold(true);
+    let sent: Vec<Value> = (0..5).map(|_| send(&world, &room)).collect();
+    for frame in &sent {
+        client.say(frame.clone()).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    client.socket.send(Message::Ping(b"there?".to_vec().into())).await.unwrap();
+    let began = Instant::now();
+    assert_eq!(client.socket.next().await.unwrap().unwrap(), Message::Pong(b"there?".to_vec().into()));
+    assert!(began.elapsed() < Duration::from_millis(1));
+    assert_eq!(world.log.take_appends(), [1], "one at a time");
+    world.log.hold(false);
+    for frame in &sent {
+        let heard = client.next().await.unwrap();
+        assert_eq!((&heard["type"], &heard["client_msg_id"]), (&json!("accepted"), &frame["client_msg_id"]));
+    }
+    assert_eq!(world.log.take_appends(), [4], "with all that has come meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_owes_answers_for_too_long_takes_no_more_until_it_answers() {
+    let world = World::new().await;
+    let ada = world.person("ada").await;
+    let room = world.room(&ada, &[], json!({})).await;
+    let mut client = live(&world, &ada, ROOMY).await;
+    world.log.hold(true);
+    let (first, second) = (send(&world, &room), send(&world, &room));
+    client.say(first.clone()).await;
+    tokio::time::sleep(Duration::from_millis(5_500)).await;
+    client.say(second.clone()).await;
+    let heard = client.next().await.unwrap();
+    assert_eq!((&heard["type"], &heard["client_msg_id"]), (&json!("rejected"), &second["client_msg_id"]), "{heard}");
+    assert_eq!(heard["code"], "unavailable");
+    assert!((1_000..3_000).contains(&heard["retry_after_ms"].as_u64().unwrap()), "{heard}");
+    let refused = world.post(&ada, &format!("/v1/rooms/{room}/messages"), world.message("hello")).await;
+    assert_eq!(refused.is(503)["code"], "unavailable");
+    world.log.hold(false);
+    let heard = client.next().await.unwrap();
+    assert_eq!((&heard["type"], &heard["client_msg_id"]), (&json!("accepted"), &first["client_msg_id"]), "{heard}");
+    client.say(second.clone()).await;
+    let heard = client.next().await.unwrap();
+    assert_eq!((&heard["type"], &heard["client_msg_id"]), (&json!("accepted"), &second["client_msg_id"]), "{heard}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_tells_everyone_finishes_what_was_taken_and_spreads_the_return() {
     let world = World::new().await;
@@ -394,9 +453,7 @@ async fn a_drain_tells_everyone_finishes_what_was_taken_and_spreads_the_return()
     }
     let mut sent = Vec::new();
     for client in &mut clients {
-        let mut frame = world.message("the last word");
-        frame["type"] = "send".into();
-        frame["room"] = room.as_str().into();
+        let frame = send(&world, &room);
         sent.push(frame["client_msg_id"].as_str().unwrap().to_owned());
         client.say(frame).await;
     }

@@ -34,6 +34,9 @@ impl Hub {
     /// Takes one batch. What its items concern is gathered under one lock, together with the new watermark: a socket
     /// that subscribes is either among those gathered or learns a position that covers the batch (I7).
     pub(super) fn take(&self, batch: Batch) {
+        if let Some(received_us) = batch.items.iter().filter_map(|item| self.received_here(item)).max() {
+            self.answered(batch.partition, received_us);
+        }
         let mut due = Vec::with_capacity(batch.items.len());
         {
             let mut state = self.state.lock();
@@ -50,6 +53,16 @@ impl Hub {
         for item in due {
             self.pass_on(item);
         }
+    }
+
+    /// When this edge received the command that this answers, µs, if it was one of its own.
+    fn received_here(&self, item: &Item) -> Option<i64> {
+        let (reply_to, received_us) = match item {
+            Item::Event(event) => (event.reply_to?, event.received_us),
+            Item::Outcome(outcome) => (outcome.reply_to, outcome.received_us),
+            _ => return None,
+        };
+        (reply_to.edge == self.deps.edge).then_some(received_us)
     }
 
     fn gather(&self, state: &mut State, item: Item, due: &mut Vec<Due>) {

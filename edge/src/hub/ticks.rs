@@ -23,8 +23,10 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Ticks between two steps of one person in one room: in a busy room each message would otherwise cause as many
 /// receipts as it has receivers, each of them a record, a row and a frame for everyone. The first step after a rest
-/// waits for nothing but the tick.
+/// waits for nothing but the tick; where each one is followed by another, the pause doubles up to `STEP_TICKS_MAX`. They
+/// are counted in beats of so many ticks, so that what waits in many rooms goes out together.
 const STEP_TICKS: u64 = 10;
+const STEP_TICKS_MAX: u64 = 40;
 
 /// The same where the step says that something was read, in a small room: a person did that, and another one waits
 /// to see it.
@@ -48,10 +50,14 @@ const RECEIPTS_MAX: usize = 50_000;
 /// Commands published again in one append: with the largest contents about half of a batch.
 const AGAIN_AT_ONCE: usize = 32;
 
-/// Receipts on their way out, and people whose last socket has gone.
+/// Signs of life that wait to be published; more are shed.
+const SIGNALS_MAX: usize = 10_000;
+
+/// Receipts and signs of life on their way out, and people whose last socket has gone.
 #[derive(Default)]
 pub(super) struct Receipts {
     steps: HashMap<(RoomId, UserId), Step>,
+    signals: Vec<stream::Record>,
     gone: Vec<(UserId, Vec<RoomId>, u64)>,
     ticks: u64,
 }
@@ -63,6 +69,8 @@ struct Step {
     delivered: Seq,
     read: Seq,
     published: Option<u64>,
+    /// How many steps there have been without a rest.
+    streak: u32,
 }
 
 impl Step {
@@ -72,17 +80,20 @@ impl Step {
 
     /// Whether it may go out, or be forgotten where nothing waits, at this tick.
     fn is_due(&self, tick: u64, members: u32) -> bool {
+        let Some(published) = self.published else { return true };
         let pause = match members.div_ceil(RECEIPT_MEMBERS_MAX) {
-            0 | 1 if self.read > Seq::ZERO => READ_STEP_TICKS,
+            0 | 1 if self.read > Seq::ZERO => return tick >= published + READ_STEP_TICKS,
             // So a sender hears about as many a second of a large room as of a small one.
-            hundreds => (STEP_TICKS * u64::from(hundreds.max(1))).min(LARGE_ROOM_STEP_TICKS_MAX),
+            0 | 1 => (STEP_TICKS << self.streak.saturating_sub(1).min(8)).min(STEP_TICKS_MAX),
+            hundreds => (STEP_TICKS * u64::from(hundreds)).min(LARGE_ROOM_STEP_TICKS_MAX),
         };
-        self.published.is_none_or(|published| tick >= published + pause)
+        tick / STEP_TICKS >= (published + pause) / STEP_TICKS
     }
 
     /// Takes what waits.
     fn publish(&mut self, tick: u64) -> (Seq, Seq) {
         self.published = Some(tick);
+        self.streak = self.streak.saturating_add(1);
         (std::mem::take(&mut self.delivered), std::mem::take(&mut self.read))
     }
 }
@@ -90,8 +101,13 @@ impl Step {
 impl Hub {
     /// Runs until `shutdown` turns true.
     pub async fn run(self: Arc<Self>, shutdown: watch::Receiver<bool>) {
-        // Beside one another: an owner that does not answer must not hold up heartbeats and receipts.
-        tokio::join!(self.tick(shutdown.clone()), self.keep_mended(shutdown));
+        // Beside one another: an owner or a log that does not answer must not hold up heartbeats.
+        tokio::join!(
+            self.tick(shutdown.clone()),
+            self.keep_telling(shutdown.clone()),
+            self.keep_publishing(shutdown.clone()),
+            self.keep_mended(shutdown),
+        );
     }
 
     async fn tick(&self, mut shutdown: watch::Receiver<bool>) {
@@ -103,10 +119,26 @@ impl Hub {
                 _ = ticks.tick() => {
                     count += 1;
                     self.nudge();
-                    self.publish_receipts(count).await;
                     if count.is_multiple_of(TICKS_PER_S) {
-                        self.beat(count / TICKS_PER_S).await;
+                        self.beat(count / TICKS_PER_S);
                     }
+                }
+                changed = shutdown.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Tells of receipts, signs of life and people who have gone.
+    async fn keep_telling(&self, mut shutdown: watch::Receiver<bool>) {
+        let began = tokio::time::Instant::now();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !*shutdown.borrow() {
+            tokio::select! {
+                now = ticks.tick() => {
+                    // By the clock: an append may have taken many of them.
+                    let tick = (now - began).as_millis() / TICK.as_millis();
+                    self.tell(u64::try_from(tick).unwrap_or(u64::MAX)).await;
                 }
                 changed = shutdown.changed() => if changed.is_err() { return },
             }
@@ -144,19 +176,24 @@ impl Hub {
             delivered: Seq::ZERO,
             read: Seq::ZERO,
             published: None,
+            streak: 0,
         });
         step.session = socket.session;
         step.delivered = step.delivered.max(delivered);
         step.read = step.read.max(read);
     }
 
-    async fn publish_receipts(&self, tick: u64) {
-        let mut by_partition: HashMap<Partition, Vec<stream::Record>> = HashMap::new();
+    async fn tell(&self, tick: u64) {
+        self.say_who_is_gone(tick).await;
+        let mut by_partition: HashMap<(Topic, Partition), Vec<stream::Record>> = HashMap::new();
         {
             let at = self.deps.clock.now();
             let state = self.state.lock();
             let mut receipts = self.receipts.lock();
             receipts.ticks = tick;
+            for record in std::mem::take(&mut receipts.signals) {
+                by_partition.entry((Topic::Signals, self.partition(&record.key))).or_default().push(record);
+            }
             receipts.steps.retain(|(room, user), step| {
                 if !step.is_due(tick, state.rooms.get(room).map_or(0, |room| room.member_count)) {
                     return true;
@@ -167,18 +204,37 @@ impl Hub {
                 let (session, (delivered_seq, read_seq)) = (step.session, step.publish(tick));
                 let receipt = Receipt { room: *room, user: *user, session, delivered_seq, read_seq, at };
                 let record = stream::Record { key: *room.as_bytes(), value: receipt.encode() };
-                by_partition.entry(self.partition(&record.key)).or_default().push(record);
+                by_partition.entry((Topic::Receipts, self.partition(&record.key))).or_default().push(record);
                 true
             });
         }
         // Side by side, so that the engine makes them durable together.
         let appends =
-            by_partition.into_iter().map(|(partition, records)| self.log().append(Topic::Receipts, partition, records));
+            by_partition.into_iter().map(|((topic, partition), records)| self.log().append(topic, partition, records));
         for appended in join_all(appends).await {
             if let Err(error) = appended {
-                // They are maxima: the client's next one says as much.
-                tracing::warn!(%error, "receipts could not be published");
+                // Receipts are maxima: the client's next one says as much. Signs of life are shed first.
+                tracing::warn!(%error, "receipts or signs of life could not be published");
             }
+        }
+    }
+
+    /// Signs off people whose last socket has not been followed by another.
+    async fn say_who_is_gone(&self, tick: u64) {
+        let gone: Vec<(UserId, Vec<RoomId>)> = {
+            let mut receipts = self.receipts.lock();
+            receipts.gone.extract_if(.., |(.., due)| *due <= tick).map(|(user, rooms, _)| (user, rooms)).collect()
+        };
+        if gone.is_empty() {
+            return;
+        }
+        let now = self.deps.clock.now();
+        let seen: Vec<_> = gone.iter().map(|(user, _)| (*user, now)).collect();
+        if let Err(error) = self.deps.store.touch_accounts(&seen).await {
+            tracing::warn!(%error, "last-seen times could not be written");
+        }
+        for (user, rooms) in gone {
+            self.signal(user, SessionId::NIL, SignalKind::Offline, &rooms);
         }
     }
 
@@ -189,24 +245,19 @@ impl Hub {
         }
     }
 
-    /// Publishes a sign of life in these rooms. It is shed first.
-    pub async fn signal(&self, user: UserId, session: SessionId, kind: SignalKind, rooms: &[RoomId]) {
+    /// Has a sign of life in these rooms published with the next tick. It is shed first.
+    pub fn signal(&self, user: UserId, session: SessionId, kind: SignalKind, rooms: &[RoomId]) {
         let at = self.deps.clock.now();
-        let mut by_partition: HashMap<Partition, Vec<stream::Record>> = HashMap::new();
-        for room in rooms.iter().take(PRESENCE_ROOMS_MAX) {
-            let key = *room.as_bytes();
-            let value = Signal { room: *room, user, session, kind, at }.encode();
-            by_partition.entry(self.partition(&key)).or_default().push(stream::Record { key, value });
-        }
-        for (partition, records) in by_partition {
-            if let Err(error) = self.log().append(Topic::Signals, partition, records).await {
-                tracing::debug!(%error, "signs of life were shed");
-            }
-        }
+        let signals = &mut self.receipts.lock().signals;
+        let space = SIGNALS_MAX.saturating_sub(signals.len());
+        signals.extend(rooms.iter().take(PRESENCE_ROOMS_MAX.min(space)).map(|room| stream::Record {
+            key: *room.as_bytes(),
+            value: Signal { room: *room, user, session, kind, at }.encode(),
+        }));
     }
 
     /// A socket has found its rooms: its person came online, unless they were already.
-    pub async fn came(&self, socket: &Socket) {
+    pub fn came(&self, socket: &Socket) {
         let first = {
             let mut receipts = self.receipts.lock();
             let known = receipts.gone.len();
@@ -216,7 +267,7 @@ impl Hub {
         let rooms = self.small_rooms(&socket.rooms());
         let alone = self.state.lock().users.get(&socket.user).is_some_and(|user| user.sockets.len() == 1);
         if first && alone {
-            self.signal(socket.user, socket.session, SignalKind::Online, &rooms).await;
+            self.signal(socket.user, socket.session, SignalKind::Online, &rooms);
         }
     }
 
@@ -234,8 +285,8 @@ impl Hub {
         rooms.iter().filter(small).take(PRESENCE_ROOMS_MAX).copied().collect()
     }
 
-    /// Once a second: heartbeats, tokens that have ended, commands without an outcome, people who have gone.
-    async fn beat(&self, second: u64) {
+    /// Once a second: heartbeats, tokens that have ended, commands without an outcome.
+    fn beat(&self, second: u64) {
         let now = self.deps.clock.now();
         let elapsed_s = self.elapsed_s();
         let heartbeat_s = HEARTBEAT.as_secs();
@@ -252,20 +303,6 @@ impl Hub {
                 // Spread over the interval by a byte of the id.
                 socket.push(ping.clone(), false);
             }
-        }
-        let gone: Vec<(UserId, Vec<RoomId>)> = {
-            let mut receipts = self.receipts.lock();
-            let ticks = receipts.ticks;
-            receipts.gone.extract_if(.., |(.., due)| *due <= ticks).map(|(user, rooms, _)| (user, rooms)).collect()
-        };
-        if !gone.is_empty() {
-            let seen: Vec<_> = gone.iter().map(|(user, _)| (*user, now)).collect();
-            if let Err(error) = self.deps.store.touch_accounts(&seen).await {
-                tracing::warn!(%error, "last-seen times could not be written");
-            }
-        }
-        for (user, rooms) in gone {
-            self.signal(user, SessionId::NIL, SignalKind::Offline, &rooms).await;
         }
     }
 
@@ -372,7 +409,7 @@ mod tests {
     use super::*;
 
     fn step(read: Seq, published: Option<u64>) -> Step {
-        Step { session: SessionId::NIL, delivered: Seq(9), read, published }
+        Step { session: SessionId::NIL, delivered: Seq(9), read, published, streak: 1 }
     }
 
     fn pause(members: u32, read: Seq) -> u64 {
@@ -392,6 +429,15 @@ mod tests {
         assert_eq!(pause(101, Seq(9)), 2 * STEP_TICKS);
         assert_eq!(pause(1_000, Seq::ZERO), 10 * STEP_TICKS);
         assert_eq!(pause(1_000_000, Seq::ZERO), LARGE_ROOM_STEP_TICKS_MAX);
+    }
+
+    #[test]
+    fn steps_that_follow_one_another_without_a_rest_come_ever_more_slowly() {
+        let pauses = [1, 2, 3, 4, 400].map(|streak| {
+            let step = Step { streak, ..step(Seq::ZERO, Some(0)) };
+            (0..1_000).find(|tick| step.is_due(*tick, 10)).unwrap_or(u64::MAX)
+        });
+        assert_eq!(pauses, [STEP_TICKS, 2 * STEP_TICKS, 4 * STEP_TICKS, STEP_TICKS_MAX, STEP_TICKS_MAX]);
     }
 
     #[test]

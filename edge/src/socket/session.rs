@@ -26,6 +26,7 @@ use super::{Gate, Kept, catch_up, wire};
 use crate::auth::Identity;
 use crate::blocks::Offence;
 use crate::hub::Hub;
+use crate::hub::publish::{Asker, Busy};
 use crate::limits::Place;
 use crate::routes::check_content;
 use crate::server::watched::WRITE_STALL;
@@ -297,7 +298,7 @@ async fn begin_once(
         }
     }
     catch_up::follow(hub, socket, &rooms, &hello.resume).await?;
-    hub.came(socket).await;
+    hub.came(socket);
     catch_up::read(hub, socket, socket.take_behind()).await
 }
 
@@ -499,7 +500,7 @@ fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str, allowed
     }
     match frame {
         ClientFrame::Send { room, client_msg_id, content, reply_to } => {
-            return Some(Box::pin(send(context, socket, room, client_msg_id, content, reply_to)));
+            send(context, socket, room, client_msg_id, content, reply_to);
         }
         ClientFrame::Delivered { room, seq } => {
             hub.said(socket, room, seq, false);
@@ -509,9 +510,7 @@ fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str, allowed
         }
         ClientFrame::Typing { room } => {
             if socket.follows(room) && socket.may_signal(hub.elapsed_s()) {
-                return Some(Box::pin(async move {
-                    hub.signal(socket.user, socket.session, SignalKind::Typing, &[room]).await;
-                }));
+                hub.signal(socket.user, socket.session, SignalKind::Typing, &[room]);
             }
         }
         ClientFrame::Pong {} => {}
@@ -565,7 +564,7 @@ fn reject(
 }
 
 /// A message into a room.
-async fn send(
+fn send(
     context: &Context,
     socket: &Arc<Socket>,
     room: RoomId,
@@ -598,12 +597,17 @@ async fn send(
         action: Action::Send(Text { content, reply_to }),
     };
     let record = Hub::record_of(&command);
+    let asker = Asker::Socket(Arc::clone(socket), room, client_msg_id);
     if !socket.send_started(&command, &record.value) {
         return reject(RejectCode::RateLimited, "too many sends without an outcome yet", Some(1_000));
     }
-    if hub.publish(record, command.received_us).await.is_err() {
+    if let Err(Busy { retry_after_ms }) = hub.publish(&command, record, asker) {
         socket.send_failed(client_msg_id);
-        reject(RejectCode::Unavailable, "it could not be published, send again under the same id", Some(1_000));
+        reject(
+            RejectCode::Unavailable,
+            "too much waits to be done, send again under the same id",
+            Some(retry_after_ms),
+        );
     }
 }
 

@@ -19,12 +19,12 @@ use edge::{App, Config, Deps};
 use parking_lot::Mutex;
 use prometheus::Registry;
 use schemas::link::{HistoryPort, Lane, Page, PageQuery, RoomOfUser, Unavailable};
-use schemas::{Clock, EdgeId, Entropy, Offset, Partition, RoomId, Timestamp, UserId};
+use schemas::{Clock, EdgeId, Entropy, Offset, Partition, RoomId, Timestamp, Topic, UserId};
 use serde_json::{Value, json};
 use store::Store;
 use store::memory::MemoryStore;
-use stream::Log;
 use stream::memory::MemoryLog;
+use stream::{Consumer, Log, Producer};
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
@@ -53,6 +53,79 @@ impl Clock for TestClock {
     }
     fn elapsed(&self) -> Duration {
         self.start.elapsed()
+    }
+}
+
+/// A log that takes commands only while it is not held, and notes how many came at a time.
+pub struct Holding {
+    inner: MemoryLog,
+    held: watch::Sender<bool>,
+    appends: Mutex<Vec<usize>>,
+}
+
+impl Holding {
+    /// Keeps appends of commands waiting from now on, or lets them through.
+    pub fn hold(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+
+    /// How many commands came in each append since this was asked last.
+    pub fn take_appends(&self) -> Vec<usize> {
+        std::mem::take(&mut self.appends.lock())
+    }
+}
+
+#[async_trait]
+impl Log for Holding {
+    async fn create(&self, partitions: u32) -> Result<(), stream::Error> {
+        self.inner.create(partitions).await
+    }
+    fn partitions(&self) -> u32 {
+        self.inner.partitions()
+    }
+    async fn append(
+        &self,
+        topic: Topic,
+        partition: Partition,
+        records: Vec<stream::Record>,
+    ) -> Result<Offset, stream::Error> {
+        if topic == Topic::Commands {
+            self.appends.lock().push(records.len());
+            self.held.subscribe().wait_for(|held| !held).await.unwrap();
+        }
+        self.inner.append(topic, partition, records).await
+    }
+    async fn producer(&self, transactional_id: &str) -> Result<Box<dyn Producer>, stream::Error> {
+        self.inner.producer(transactional_id).await
+    }
+    async fn consumer(&self, group: &str, topics: &[Topic]) -> Result<Box<dyn Consumer>, stream::Error> {
+        self.inner.consumer(group, topics).await
+    }
+    async fn read(
+        &self,
+        topic: Topic,
+        partition: Partition,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<stream::Fetched, stream::Error> {
+        self.inner.read(topic, partition, from, max_bytes).await
+    }
+    async fn start(&self, topic: Topic, partition: Partition) -> Result<Offset, stream::Error> {
+        self.inner.start(topic, partition).await
+    }
+    async fn end(&self, topic: Topic, partition: Partition) -> Result<Offset, stream::Error> {
+        self.inner.end(topic, partition).await
+    }
+    async fn committed(
+        &self,
+        group: &str,
+        topic: Topic,
+        partition: Partition,
+    ) -> Result<Option<Offset>, stream::Error> {
+        self.inner.committed(group, topic, partition).await
+    }
+    async fn trim(&self, topic: Topic, partition: Partition, before: Offset) -> Result<(), stream::Error> {
+        self.inner.trim(topic, partition, before).await
     }
 }
 
@@ -136,6 +209,7 @@ impl PasswordHasher for PlainHasher {
 pub struct World {
     pub app: Arc<App>,
     pub router: axum::Router,
+    pub log: Arc<Holding>,
     pub store: Arc<MemoryStore>,
     pub history: Arc<Counted>,
     pub clock: Arc<TestClock>,
@@ -196,15 +270,16 @@ impl World {
     }
 
     async fn unattended(config: Config) -> Self {
-        let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
-        log.create(PARTITIONS).await.unwrap();
+        let (inner, held) = (MemoryLog::new(), watch::Sender::new(false));
+        let holding = Arc::new(Holding { inner, held, appends: Mutex::default() });
+        holding.create(PARTITIONS).await.unwrap();
         let store = Arc::new(MemoryStore::new());
         let clock = Arc::new(TestClock { start: tokio::time::Instant::now(), ahead_ms: AtomicU64::new(0) });
         let entropy = Arc::new(TestEntropy::default());
         let registry = Registry::new();
         let (shutdown, stop) = watch::channel(false);
 
-        let ports = (log.clone(), store.clone() as Arc<dyn Store>, clock.clone() as Arc<dyn Clock>);
+        let ports = (holding.clone() as Arc<dyn Log>, store.clone() as Arc<dyn Store>, clock.clone() as Arc<dyn Clock>);
         let (log, shared, time) = ports;
         let deps =
             ingest::Deps { log: log.clone(), store: shared.clone(), clock: time.clone(), entropy: entropy.clone() };
@@ -236,7 +311,7 @@ impl World {
         let metrics = edge::Metrics::new(&registry).unwrap();
         let app = App::new(deps, hub, config, Arc::new(PlainHasher), metrics).await.unwrap();
         let router = edge::routes::router(app.clone());
-        Self { app, router, store, history, clock, entropy, _shutdown: shutdown }
+        Self { app, router, log: holding, store, history, clock, entropy, _shutdown: shutdown }
     }
 
     /// A fresh UUIDv7.
