@@ -27,8 +27,10 @@ use crate::{Error, GROUP};
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// The longest rest between two writes.
-const REST_MAX: Duration = Duration::from_secs(1);
+/// A write is followed by a rest so many times as long as it took, up to the longest one: writing behind shall leave most
+/// of the store to those who wait for it, and a batch that waited longer is cheaper for each of its rows.
+const REST_TIMES: u32 = 3;
+const REST_MAX: Duration = Duration::from_secs(5);
 
 /// Reads of the store side by side while cold rooms are loaded.
 const LOADS: usize = 16;
@@ -295,14 +297,14 @@ impl Worker {
     }
 
     /// Writes behind, for ever: a while after something came, or at once if there is much of it or someone waits. A store
-    /// that is slow gets larger batches, and rests as long as the last one took it.
+    /// that is slow gets larger batches, and more rest between them.
     async fn write(&self) {
         let (clock, interval) = (&self.history.deps.clock, self.history.config.flush_interval());
         let mut took = Duration::ZERO;
         loop {
             self.history.dirty.notified().await;
             tokio::select! {
-                () = tokio::time::sleep(took.clamp(interval, interval.max(REST_MAX))) => {}
+                () = tokio::time::sleep((REST_TIMES * took).clamp(interval, interval.max(REST_MAX))) => {}
                 () = self.history.hurry.notified() => {}
             }
             let begun = clock.elapsed();

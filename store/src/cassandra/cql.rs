@@ -16,7 +16,7 @@ use scylla::response::{PagingState, PagingStateResponse};
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::unprepared::Statement;
 use scylla::value::{CqlValue, Row};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, Semaphore};
 use uuid::Uuid;
 
 use super::metrics::{Calls, Metrics};
@@ -24,6 +24,9 @@ use crate::Error;
 
 /// Statements that are under way at once for one call. More only wait in the nodes.
 const SIDE_BY_SIDE: usize = 32;
+/// Batches that one process writes at once. More would take no less time: they wait in the nodes, until they are late, and
+/// keep those waiting who read.
+const BATCHES_AT_ONCE: usize = 16;
 /// Statements of one batch. All are of one partition, so that a batch is one write of a node; this bounds its size.
 const BATCH_STATEMENTS: usize = 64;
 /// Bytes of one batch, for the same reason: far below the size of a commit log segment, half of which a write must fit.
@@ -146,6 +149,7 @@ pub(super) use values;
 pub(super) struct Cql {
     session: CachingSession,
     lanes: [Mutex<()>; LANES],
+    batches: Semaphore,
     metrics: Metrics,
 }
 
@@ -153,7 +157,12 @@ impl Cql {
     pub(super) fn new(session: Session, metrics: Metrics) -> Self {
         // More than there are statements: none is prepared twice.
         let session = CachingSession::from(session, 1_000);
-        Self { session, lanes: std::array::from_fn(|_| Mutex::new(())), metrics }
+        Self {
+            session,
+            lanes: std::array::from_fn(|_| Mutex::new(())),
+            batches: Semaphore::new(BATCHES_AT_ONCE),
+            metrics,
+        }
     }
 
     /// The rows that a query finds, page by page.
@@ -210,6 +219,7 @@ impl Cql {
     }
 
     async fn write_batch(&self, mut writes: Vec<Write>) -> Result<(), Error> {
+        let _place = self.batches.acquire().await.map_err(broken)?;
         if writes.len() <= 1 {
             let Some(Write(statement, values)) = writes.pop() else { return Ok(()) };
             return self.write(statement, values).await;
