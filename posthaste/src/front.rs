@@ -9,6 +9,7 @@ use anyhow::Context;
 use edge::auth::password::Argon2Pool;
 use edge::hub::Hub;
 use edge::metrics::HubMetrics;
+use futures_util::future::try_join_all;
 use schemas::EdgeId;
 use schemas::link::{FanoutPort, HistoryPort, Lane};
 use schemas::{Partition, Topic};
@@ -137,8 +138,10 @@ async fn catch_up(
     history: &dyn HistoryPort,
     edge: EdgeId,
 ) -> anyhow::Result<()> {
-    for partition in (0..log.partitions()).map(Partition) {
-        for (lane, topic) in [(Lane::Rooms, Topic::Events), (Lane::Users, Topic::UserEvents)] {
+    let lanes = [(Lane::Rooms, Topic::Events), (Lane::Users, Topic::UserEvents)];
+    let partitions = (0..log.partitions()).map(Partition);
+    let caught_up =
+        partitions.flat_map(|partition| lanes.map(|lane| (partition, lane))).map(async |(partition, (lane, topic))| {
             while fanout.register(edge, lane, partition, &[]).await.is_err() {
                 tokio::time::sleep(POLL).await;
             }
@@ -146,7 +149,8 @@ async fn catch_up(
             while history.settle(lane, partition, end).await.is_err() {
                 tokio::time::sleep(POLL).await;
             }
-        }
-    }
-    Ok(())
+            anyhow::Ok(())
+        });
+    // All at once: one write of an archiver is what all of its partitions wait for.
+    try_join_all(caught_up).await.map(drop)
 }
