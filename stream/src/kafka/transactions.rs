@@ -31,7 +31,7 @@ use crate::{Error, Positions, Producer, Transaction};
 
 /// Between two looks for delivery reports. Polling with a time of its own would not sleep: it waits to the end of that time
 /// also when there is a report, and turns on the spot for the last millisecond, for librdkafka counts whole ones.
-const SLICE: Duration = Duration::from_micros(500);
+const SLICE: Duration = Duration::from_millis(1);
 
 /// What has become of one transaction's records.
 #[derive(Default)]
