@@ -115,6 +115,8 @@ struct Pending {
     room: RoomId,
     scheduled_us: u64,
     retry_at: Instant,
+    /// The server has asked to come back with it later: until it has taken it, nothing new is sent.
+    put_off: bool,
 }
 
 /// The client.
@@ -285,7 +287,7 @@ impl Client {
                         None => return Err(anyhow!("the connection ended without a close")),
                     }
                 }
-                due = self.due.recv(), if !quiet && self.pending.len() < PENDING_MAX => {
+                due = self.due.recv(), if !quiet && self.may_send() => {
                     let Some(due) = due else { return Ok(End::Over) };
                     self.send(socket, due).await?;
                 }
@@ -321,10 +323,16 @@ impl Client {
         End::Lost(asked.map(Duration::from_millis))
     }
 
+    /// Whether something new may go out: what is due waits in the queue, and its latency with it.
+    fn may_send(&self) -> bool {
+        self.pending.len() < PENDING_MAX && !self.pending.iter().any(|pending| pending.put_off)
+    }
+
     /// A new send.
     async fn send(&mut self, socket: &mut Socket, due: Due) -> Result<()> {
         let Due { room, scheduled_us } = due;
-        self.pending.push_back(Pending { id: clock::command_id(), room, scheduled_us, retry_at: Instant::now() });
+        let retry_at = Instant::now();
+        self.pending.push_back(Pending { id: clock::command_id(), room, scheduled_us, retry_at, put_off: false });
         self.attempt(socket, self.pending.len() - 1, false).await
     }
 
@@ -510,7 +518,10 @@ impl Client {
         let Some(index) = self.pending.iter().position(|pending| pending.id == client_msg_id) else { return };
         let after = frame.retry_after_ms.map(Duration::from_millis);
         match after.or((code == RejectCode::Unavailable).then_some(RETRY)) {
-            Some(after) => self.pending[index].retry_at = Instant::now() + after,
+            Some(after) => {
+                self.pending[index].retry_at = Instant::now() + after;
+                self.pending[index].put_off = true;
+            }
             None => {
                 self.pending.remove(index);
                 book.counts.refused += 1;

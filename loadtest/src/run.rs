@@ -36,7 +36,8 @@ const STORM_CONNECTING_MAX: usize = 1_024;
 /// All sockets must be live within this, and a thousandth of it more for each.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// After the load, everything must have its outcome and have arrived within this.
+/// After the load, everything must have its outcome and have arrived: at most this without another accept or delivery,
+/// and no longer than the load took beyond it.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What still has no outcome then is not tried again; a copy of it on its way is void after this (a command's deadline
@@ -432,7 +433,8 @@ impl Run {
     /// again any more, and what may still be on its way has become void.
     async fn settled(&self) -> Result<bool> {
         self.progress.begin("settling", 0);
-        let end = Instant::now() + SETTLE_PATIENCE;
+        let latest = Instant::now() + SETTLE_PATIENCE + self.options.duration;
+        let (mut heard, mut end) = (0, latest);
         loop {
             self.go_on()?;
             {
@@ -442,6 +444,10 @@ impl Run {
                 }
                 let (owed, behind, live) = (book.waits.owed(), book.behind(), book.live);
                 self.progress.at(0, || format!("no outcome {owed} behind {behind} live {live}"));
+                let now_heard = book.counts.accepted + book.counts.delivered;
+                if now_heard > std::mem::replace(&mut heard, now_heard) {
+                    end = latest.min(Instant::now() + SETTLE_PATIENCE);
+                }
             }
             if Instant::now() > end {
                 self.shared.book.open().waits.give_up(self.shared.timeline.micros());
