@@ -616,14 +616,10 @@ impl History {
     }
 
     async fn settled(&self, lane: Lane, partition: Partition, min_offset: Offset) -> Result<(), Unavailable> {
-        let topic = match lane {
-            Lane::Rooms => Topic::Events,
-            Lane::Users => Topic::UserEvents,
-        };
         self.settlers.fetch_add(1, Ordering::Relaxed);
         let _settler = Settler(self);
         self.hurry.notify_one();
-        self.reach(topic, partition, min_offset, |reached| &reached.archived).await.map(|_| ())
+        self.reach(lane.topic(), partition, min_offset, |reached| &reached.archived).await.map(|_| ())
     }
 }
 

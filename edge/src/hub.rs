@@ -25,7 +25,6 @@ use tokio::sync::{Notify, oneshot};
 use crate::deps::Deps;
 use crate::metrics::HubMetrics;
 use crate::socket::outbox::Socket;
-use batches::LaneTopic;
 use publish::Asker;
 
 /// What became of a command.

@@ -10,14 +10,6 @@ use schemas::{EdgeId, Offset, Partition, Topic};
 /// A batch and the edge that it is for.
 pub type Addressed = (EdgeId, Batch);
 
-/// Which topic's positions a lane counts.
-pub fn topic_of(lane: Lane) -> Topic {
-    match lane {
-        Lane::Rooms => Topic::Events,
-        Lane::Users => Topic::UserEvents,
-    }
-}
-
 /// Whether an edge can register in a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {

@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::config::Config;
-use crate::delivery::{Addressed, Delivery, Standing, topic_of};
+use crate::delivery::{Addressed, Delivery, Standing};
 use crate::density::{Breach, Density};
 use crate::interest::{Interest, Key};
 use crate::metrics::Metrics;
@@ -322,7 +322,7 @@ impl Worker {
     /// Looks whether slices that have not come to their end yet only lack control records, which no poll brings.
     async fn catch_up(&mut self) -> Result<(), stream::Error> {
         for (lane, partition, position) in self.delivery.catching_up() {
-            let rest = self.deps.log.read(topic_of(lane), partition, position, 1).await?;
+            let rest = self.deps.log.read(lane.topic(), partition, position, 1).await?;
             if rest.records.is_empty() {
                 self.delivery.caught_up(lane, partition);
             }
@@ -573,7 +573,7 @@ impl Registration {
 
 /// The lane that counts this topic's positions; receipts and signals have none.
 fn lane_of(topic: Topic) -> Option<Lane> {
-    [Lane::Rooms, Lane::Users].into_iter().find(|lane| topic_of(*lane) == topic)
+    Lane::ALL.into_iter().find(|lane| lane.topic() == topic)
 }
 
 /// A record as an item.

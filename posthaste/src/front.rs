@@ -11,8 +11,8 @@ use edge::hub::Hub;
 use edge::metrics::HubMetrics;
 use futures_util::future::try_join_all;
 use schemas::EdgeId;
+use schemas::Partition;
 use schemas::link::{FanoutPort, HistoryPort, Lane};
-use schemas::{Partition, Topic};
 use stream::Log;
 use tokio::net::TcpListener;
 
@@ -138,14 +138,13 @@ async fn catch_up(
     history: &dyn HistoryPort,
     edge: EdgeId,
 ) -> anyhow::Result<()> {
-    let lanes = [(Lane::Rooms, Topic::Events), (Lane::Users, Topic::UserEvents)];
     let partitions = (0..log.partitions()).map(Partition);
     let caught_up =
-        partitions.flat_map(|partition| lanes.map(|lane| (partition, lane))).map(async |(partition, (lane, topic))| {
+        partitions.flat_map(|partition| Lane::ALL.map(|lane| (partition, lane))).map(async |(partition, lane)| {
             while fanout.register(edge, lane, partition, &[]).await.is_err() {
                 tokio::time::sleep(POLL).await;
             }
-            let end = log.end(topic, partition).await?;
+            let end = log.end(lane.topic(), partition).await?;
             while history.settle(lane, partition, end).await.is_err() {
                 tokio::time::sleep(POLL).await;
             }

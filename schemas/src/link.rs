@@ -13,6 +13,7 @@ use crate::receipt::Receipt;
 use crate::room::{Member, RoomInfo};
 use crate::seq::{Offset, Partition, Seq};
 use crate::signal::Signal;
+use crate::topic::Topic;
 use crate::user_event::UserEvent;
 
 /// The other side can't answer now: what was asked has an unknown or no effect; try again.
@@ -27,6 +28,19 @@ pub enum Lane {
     Rooms,
     /// `user-events`, keyed by user.
     Users,
+}
+
+impl Lane {
+    /// Every lane.
+    pub const ALL: [Self; 2] = [Self::Rooms, Self::Users];
+
+    /// The topic whose positions it counts.
+    pub fn topic(self) -> Topic {
+        match self {
+            Self::Rooms => Topic::Events,
+            Self::Users => Topic::UserEvents,
+        }
+    }
 }
 
 /// What has happened in (from, to] of a partition, less what this edge has no interest in. Receipts and signals ride

@@ -316,7 +316,7 @@ impl JwksPort for NoNetwork {
 /// Returns when the edge hears of every partition.
 pub(crate) async fn register_everywhere(hub: &Hub, partitions: u32) {
     for partition in (0..partitions).map(Partition) {
-        for lane in [schemas::link::Lane::Rooms, schemas::link::Lane::Users] {
+        for lane in schemas::link::Lane::ALL {
             while hub.deps().fanout.register(hub.id(), lane, partition, &[]).await.is_err() {
                 tokio::time::sleep(POLL).await;
             }

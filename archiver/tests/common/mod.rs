@@ -300,9 +300,9 @@ impl World {
 
     /// Waits until everything is in the store.
     pub async fn settle(&self, running: &Running) {
-        for (lane, topic) in [(Lane::Rooms, Topic::Events), (Lane::Users, Topic::UserEvents)] {
+        for lane in Lane::ALL {
             for partition in (0..PARTITIONS).map(Partition) {
-                let end = self.log.end(topic, partition).await.unwrap();
+                let end = self.log.end(lane.topic(), partition).await.unwrap();
                 while running.history.settle(lane, partition, end).await.is_err() {}
             }
         }

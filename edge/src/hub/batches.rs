@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use schemas::frame::Control;
 use schemas::limits::RECEIPT_MEMBERS_MAX;
-use schemas::link::{Batch, Item, Lane};
+use schemas::link::{Batch, Item};
 use schemas::message::Membership;
 use schemas::outcome::Outcome;
 use schemas::receipt::Receipt;
 use schemas::signal::{Signal, SignalKind};
 use schemas::user_event::{RoomEntry, UserEvent};
-use schemas::{Event, EventKind, Partition, RoomId, Seq, SessionId, Topic, UserId};
+use schemas::{Event, EventKind, Partition, RoomId, Seq, SessionId, UserId};
 
 use super::{Answer, Call, Heard, Hub, Room, State};
 use crate::socket::outbox::{Shared, Socket};
@@ -257,21 +257,6 @@ impl Room {
                 self.senders.push_back((event.seq, event.by));
             }
             _ => {}
-        }
-    }
-}
-
-/// The topic whose positions a lane counts.
-pub(super) trait LaneTopic {
-    /// Its topic.
-    fn topic(self) -> Topic;
-}
-
-impl LaneTopic for Lane {
-    fn topic(self) -> Topic {
-        match self {
-            Lane::Rooms => Topic::Events,
-            Lane::Users => Topic::UserEvents,
         }
     }
 }

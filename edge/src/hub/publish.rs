@@ -188,17 +188,28 @@ impl Hub {
         partition
     }
 
+    /// Says that a message has not been taken.
+    pub fn reject(
+        &self,
+        socket: &Socket,
+        (room, client_msg_id): (RoomId, CommandId),
+        code: RejectCode,
+        detail: &str,
+        retry_after_ms: Option<u32>,
+    ) {
+        self.metrics.refused.with_label_values(&[code.as_str()]).inc();
+        let detail = detail.to_owned();
+        socket.push(wire::control(Control::Rejected { client_msg_id, room, code, detail, retry_after_ms }), false);
+    }
+
     /// It may have come into the log all the same: for its sender that is as unknown as an outcome that never comes.
     fn not_published(&self, Waiting { received_us, asker, .. }: Waiting) {
         match asker {
             Asker::Socket(socket, room, client_msg_id) => {
                 socket.send_failed(client_msg_id);
-                let code = RejectCode::Unavailable;
-                self.metrics.refused.with_label_values(&[code.as_str()]).inc();
-                let detail = "it could not be published, send again under the same id".to_owned();
+                let detail = "it could not be published, send again under the same id";
                 let retry_after_ms = Some(self.busy().retry_after_ms);
-                let frame = Control::Rejected { client_msg_id, room, code, detail, retry_after_ms };
-                socket.push(wire::control(frame), false);
+                self.reject(&socket, (room, client_msg_id), RejectCode::Unavailable, detail, retry_after_ms);
             }
             Asker::Call(call) => {
                 let mut calls = self.calls.lock();

@@ -491,7 +491,7 @@ fn handle<'a>(context: &'a Context, socket: &'a Arc<Socket>, text: &str, allowed
     if let Err(wait_ms) = allowed {
         let code = RejectCode::RateLimited;
         if let ClientFrame::Send { room, client_msg_id, .. } = frame {
-            reject(context, socket, (room, client_msg_id), code, "too many frames", Some(wait_ms));
+            hub.reject(socket, (room, client_msg_id), code, "too many frames", Some(wait_ms));
         } else {
             hub.metrics().refused.with_label_values(&[code.as_str()]).inc();
             error(socket, code.as_str(), "too many frames");
@@ -549,20 +549,6 @@ fn error(socket: &Socket, code: &str, detail: &str) {
     socket.push(wire::control(Control::Error { code: code.into(), detail: detail.into() }), true);
 }
 
-/// Says that a message has not been taken.
-fn reject(
-    context: &Context,
-    socket: &Socket,
-    (room, client_msg_id): (RoomId, CommandId),
-    code: RejectCode,
-    detail: &str,
-    retry_after_ms: Option<u32>,
-) {
-    context.hub.metrics().refused.with_label_values(&[code.as_str()]).inc();
-    let detail = detail.to_owned();
-    socket.push(wire::control(Control::Rejected { client_msg_id, room, code, detail, retry_after_ms }), false);
-}
-
 /// A message into a room.
 fn send(
     context: &Context,
@@ -572,10 +558,10 @@ fn send(
     content: Content,
     reply_to: Option<Seq>,
 ) {
-    let reject = |code: RejectCode, detail: &str, retry_after_ms: Option<u32>| {
-        reject(context, socket, (room, client_msg_id), code, detail, retry_after_ms);
-    };
     let hub = &context.hub;
+    let reject = |code: RejectCode, detail: &str, retry_after_ms: Option<u32>| {
+        hub.reject(socket, (room, client_msg_id), code, detail, retry_after_ms);
+    };
     if socket.is_leaving() {
         return reject(RejectCode::Unavailable, "this server is stopping, send again elsewhere", Some(1_000));
     }
