@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use schemas::cluster::{PersonLimit, USED_MAX, Used};
 use schemas::link::UsagePort;
-use schemas::{Clock, RoomId, UserId};
+use schemas::{Clock, InstanceId, RoomId, UserId};
 use store::shut_outs::Network;
 
 use crate::config::LimitsConfig;
@@ -23,6 +23,13 @@ const BUCKETS_MAX: usize = 65_536;
 /// Whoever holds as many sockets as they may is asked to come back after this: a place comes free when one of their
 /// sockets ends, and a dead one ends within two heartbeats.
 const PLACE_RETRY: Duration = Duration::from_secs(5);
+
+/// What another edge has said of the sockets that people hold there counts for so long: it speaks every second, and where
+/// it has gone without a word they are free.
+const HELD_FOR: Duration = Duration::from_secs(5);
+
+/// Of what an edge says of people at once, at most so much is of the sockets that they hold.
+const HELD_MAX: usize = USED_MAX / 4;
 
 /// The longest that anybody is told to wait for a turn of their own.
 const TURN_MAX: Duration = Duration::from_secs(60);
@@ -48,6 +55,14 @@ struct Rules {
     handshakes: Arc<Counts<()>>,
     sockets_by_address: Arc<Counts<Network>>,
     sockets_by_user: Arc<Counts<UserId>>,
+    sockets_elsewhere: Mutex<HashMap<InstanceId, Elsewhere>>,
+}
+
+/// The sockets that people hold at another edge.
+struct Elsewhere {
+    /// When it has said so.
+    at: Duration,
+    held: HashMap<UserId, u32>,
 }
 
 /// What of a limit has been reached.
@@ -117,6 +132,7 @@ impl Limits {
             handshakes: Counts::new(config.handshakes_max),
             sockets_by_address: Counts::new(config.sockets_per_address),
             sockets_by_user: Counts::new(config.sockets_per_user),
+            sockets_elsewhere: Mutex::default(),
         });
         Self { clock, rules }
     }
@@ -220,8 +236,9 @@ impl Limits {
     /// When to try again.
     pub fn socket_of(&self, user: UserId) -> Result<Place<UserId>, Duration> {
         let Some(rules) = &self.rules else { return Ok(Place(None)) };
-        rules.sockets.take(user, self.clock.elapsed())?;
-        rules.sockets_by_user.take(user)
+        let now = self.clock.elapsed();
+        rules.sockets.take(user, now)?;
+        rules.sockets_by_user.take_beside(user, rules.held_elsewhere(user, now))
     }
 
     fn check(&self, rule: impl FnOnce(&Rules, Duration) -> Result<(), Duration>) -> Result<(), Duration> {
@@ -238,27 +255,58 @@ impl Rules {
             (PersonLimit::SignIns, &self.failures_by_account),
         ]
     }
+
+    /// Those who hold most sockets here: whoever holds less than a [`TOLD_PART`] of what they may is not told of.
+    fn held(&self) -> Vec<Used> {
+        let counts = &self.sockets_by_user;
+        let crumbs = f64::from(counts.max) * TOLD_PART;
+        let held = counts.held.lock();
+        let told = held.iter().filter(|(_, count)| f64::from(**count) >= crumbs);
+        let told = told.map(|(user, times)| Used { user: *user, limit: PersonLimit::SocketsHeld, times: *times });
+        largest(told.collect(), HELD_MAX)
+    }
+
+    /// How many sockets a person holds at other edges, by what these have said.
+    fn held_elsewhere(&self, user: UserId, now: Duration) -> u32 {
+        let edges = self.sockets_elsewhere.lock();
+        let heard = edges.values().filter(|edge| now.saturating_sub(edge.at) < HELD_FOR);
+        heard.filter_map(|edge| edge.held.get(&user)).fold(0, |sum, count| sum.saturating_add(*count))
+    }
 }
 
-/// How many sockets a person holds is counted on each edge by itself.
+/// Where there are too many, those who use most matter most.
+fn largest(mut used: Vec<Used>, count: usize) -> Vec<Used> {
+    if used.len() > count {
+        used.select_nth_unstable_by_key(count, |used| std::cmp::Reverse(used.times));
+        used.truncate(count);
+    }
+    used
+}
+
 impl UsagePort for Limits {
     fn take_used(&self) -> Vec<Used> {
         let Some(rules) = &self.rules else { return Vec::new() };
+        let mut used = rules.held();
         let taken = rules.of_persons().into_iter().flat_map(|(limit, buckets)| {
             buckets.taken().into_iter().map(move |(user, times)| Used { user, limit, times })
         });
-        let mut used: Vec<Used> = taken.collect();
-        if used.len() > USED_MAX {
-            // Those who use most matter most.
-            used.select_nth_unstable_by_key(USED_MAX, |used| std::cmp::Reverse(used.times));
-            used.truncate(USED_MAX);
-        }
+        used.extend(largest(taken.collect(), USED_MAX - used.len()));
         used
     }
 
-    fn used_elsewhere(&self, used: &[Used]) {
+    fn used_elsewhere(&self, edge: InstanceId, used: &[Used]) {
         let Some(rules) = &self.rules else { return };
         let now = self.clock.elapsed();
+        let held = used.iter().filter(|used| used.limit == PersonLimit::SocketsHeld);
+        let held: HashMap<UserId, u32> = held.map(|used| (used.user, used.times)).collect();
+        let mut edges = rules.sockets_elsewhere.lock();
+        edges.retain(|_, edge| now.saturating_sub(edge.at) < HELD_FOR);
+        if held.is_empty() {
+            edges.remove(&edge);
+        } else {
+            edges.insert(edge, Elsewhere { at: now, held });
+        }
+        drop(edges);
         for (limit, buckets) in rules.of_persons() {
             for used in used.iter().filter(|used| used.limit == limit) {
                 buckets.used_elsewhere(used.user, used.times, now);
@@ -405,12 +453,17 @@ impl<K: Copy + Eq + Hash> Counts<K> {
     }
 
     fn take(self: &Arc<Self>, key: K) -> Result<Place<K>, Duration> {
+        self.take_beside(key, 0)
+    }
+
+    /// Takes one beside so many that are held elsewhere.
+    fn take_beside(self: &Arc<Self>, key: K, elsewhere: u32) -> Result<Place<K>, Duration> {
         let mut held = self.held.lock();
-        let count = held.entry(key).or_default();
-        if *count >= self.max {
+        let here = held.get(&key).copied().unwrap_or_default();
+        if here.saturating_add(elsewhere) >= self.max {
             return Err(PLACE_RETRY);
         }
-        *count += 1;
+        held.insert(key, here + 1);
         Ok(Place(Some((key, Arc::clone(self)))))
     }
 }
@@ -441,6 +494,8 @@ mod tests {
         RoomId(uuid::Uuid::from_u128(n))
     }
 
+    const EDGES: [InstanceId; 2] = [InstanceId(uuid::Uuid::from_u128(1)), InstanceId(uuid::Uuid::from_u128(2))];
+
     fn home() -> Network {
         "192.0.2.0/24".parse().expect("a network")
     }
@@ -470,8 +525,8 @@ mod tests {
                 }
                 let [here, there] = edges.each_ref().map(|edge| edge.take_used());
                 if told {
-                    edges[1].used_elsewhere(&here);
-                    edges[0].used_elsewhere(&there);
+                    edges[1].used_elsewhere(EDGES[0], &here);
+                    edges[0].used_elsewhere(EDGES[1], &there);
                 }
                 clock.advance(Duration::from_secs(1));
             }
@@ -481,6 +536,49 @@ mod tests {
         assert_eq!(passing(false), 2 * one_edge);
         let told = passing(true);
         assert!((one_edge..=one_edge + 550).contains(&told), "{told} passed");
+    }
+
+    #[test]
+    fn places_that_a_person_holds_at_another_edge_count_until_it_says_otherwise_or_is_silent() {
+        let config = LimitsConfig { sockets_per_user: 3, ..LimitsConfig::default() };
+        let clock = Arc::new(ManualClock::default());
+        let [here, there] = [(); 2].map(|()| Limits::new(Some(&config), clock.clone()).told());
+        let tell = || here.used_elsewhere(EDGES[1], &there.take_used());
+        let places: Vec<_> = (0..2).map(|_| there.socket_of(user(1))).collect();
+        assert!(places.iter().all(Result::is_ok));
+        tell();
+        let place = here.socket_of(user(1));
+        assert!(place.is_ok() && here.socket_of(user(2)).is_ok());
+        assert_eq!(here.socket_of(user(1)).err(), Some(PLACE_RETRY));
+        tell();
+        assert!(here.socket_of(user(1)).is_err(), "said again, but not held twice");
+        clock.advance(HELD_FOR);
+        let more = here.socket_of(user(1));
+        assert!(more.is_ok(), "an edge that has gone without a word holds nothing");
+        drop(more);
+        tell();
+        assert!(here.socket_of(user(1)).is_err());
+        drop(places);
+        tell();
+        assert!(here.socket_of(user(1)).is_ok());
+        let rules = here.rules.as_ref().expect("limits");
+        assert!(rules.sockets_elsewhere.lock().is_empty(), "and nothing is remembered of it");
+    }
+
+    #[test]
+    fn of_those_who_hold_sockets_the_ones_with_most_are_told_and_leave_place_for_the_rest() {
+        let config = LimitsConfig { sockets_per_user: 32, ..LimitsConfig::default() };
+        let limits = Limits::new(Some(&config), Arc::new(ManualClock::default())).told();
+        let hold = |person, count| (0..count).map(|_| limits.socket_of(user(person)).ok()).collect::<Vec<_>>();
+        let places: Vec<_> = (0..2 * USED_MAX as u128).map(|n| hold(n, if n == 7 { 4 } else { 2 })).collect();
+        let _one = hold(1 << 64, 1);
+        let of = |used: &[Used], limit| used.iter().filter(|used| used.limit == limit).count();
+        let used = limits.take_used();
+        assert_eq!((used.len(), of(&used, PersonLimit::SocketsHeld)), (USED_MAX, HELD_MAX));
+        assert!(used.contains(&Used { user: user(7), limit: PersonLimit::SocketsHeld, times: 4 }));
+        assert_eq!(of(&limits.take_used(), PersonLimit::SocketsHeld), HELD_MAX, "as long as they hold them");
+        drop(places);
+        assert_eq!(limits.take_used(), [], "a sixteenth of 32 is more than one");
     }
 
     #[test]

@@ -65,16 +65,19 @@ pub enum PersonLimit {
     Sockets,
     /// Wrong passwords.
     SignIns,
+    /// Sockets held at once.
+    SocketsHeld,
 }
 
-/// What a person has used of a limit at one edge since that edge last spoke.
+/// What a person has used of a limit at one edge since that edge last spoke; of [`PersonLimit::SocketsHeld`], how many
+/// they hold there now, and whoever is not named holds none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Used {
     /// Whose it is.
     pub user: UserId,
     /// Which.
     pub limit: PersonLimit,
-    /// How often.
+    /// How often, or how many.
     pub times: u32,
 }
 

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use crate::cluster::Used;
 use crate::event::Event;
-use crate::ids::{EdgeId, RoomId, UserId};
+use crate::ids::{EdgeId, InstanceId, RoomId, UserId};
 use crate::outcome::Outcome;
 use crate::receipt::Receipt;
 use crate::room::{Member, RoomInfo};
@@ -106,10 +106,10 @@ pub trait EdgePort: Send + Sync {
 /// People's limits at an edge, as what goes between edges sees them. What one edge has counted the others count too, so that
 /// a limit is one limit wherever a person goes.
 pub trait UsagePort: Send + Sync {
-    /// What was used since this was last asked, at most [`USED_MAX`](crate::cluster::USED_MAX).
+    /// What was used since this was last asked and what is held now, at most [`USED_MAX`](crate::cluster::USED_MAX).
     fn take_used(&self) -> Vec<Used>;
-    /// Another edge has counted this.
-    fn used_elsewhere(&self, used: &[Used]);
+    /// This other edge has counted this, and no more than this is held there now.
+    fn used_elsewhere(&self, edge: InstanceId, used: &[Used]);
 }
 
 /// Fanout, as an edge sees it.

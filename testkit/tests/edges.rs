@@ -316,6 +316,27 @@ async fn what_a_person_uses_up_at_one_edge_is_used_up_at_the_other() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_a_person_holds_at_one_edge_take_their_places_at_the_other() -> Result<()> {
+    let limits = Some(LimitsConfig { sockets_per_user: 2, ..LimitsConfig::default() });
+    let world = World::with(edge::Config { limits, ..test_config() }).await?;
+    let (ann, bob, _) = world.two_in_a_room().await?;
+    let there = World::at(&world.there, &ann);
+    let is_full = async || {
+        sleep(Duration::from_millis(200)).await;
+        match there.connect(json!({})).await {
+            Ok(_) => Ok(false),
+            Err(error) if error.to_string().starts_with("closed: 4003 ") => Ok(true),
+            Err(error) => Err(error),
+        }
+    };
+    let held = (ann.connect(json!({})).await?, ann.connect(json!({})).await?);
+    eventually("no place there", is_full).await?;
+    bob.connect(json!({})).await.context("others have places of their own")?;
+    drop(held);
+    eventually("a place there", async || Ok(!is_full().await?)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whom_one_edge_shuts_out_the_other_shuts_out_too() -> Result<()> {
     let blocks = BlocksConfig { first_ms: 60_000, forgiven_per_s: 0.0, ..BlocksConfig::default() };
     let limits = Some(LimitsConfig { blocks, ..LimitsConfig::default() });

@@ -190,8 +190,10 @@ impl Directory {
         let now = state.now();
         for mut instance in news {
             let used = std::mem::take(&mut instance.used);
-            if let Some((_, usage)) = self.usage.as_ref().filter(|(me, _)| *me != instance.id) {
-                usage.used_elsewhere(&used);
+            if let Some((_, usage)) =
+                self.usage.as_ref().filter(|(me, _)| *me != instance.id && instance.role == Role::Edge)
+            {
+                usage.used_elsewhere(instance.id, &used);
             }
             state.view.take(instance, now);
         }
