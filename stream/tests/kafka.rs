@@ -175,6 +175,34 @@ async fn a_broker_that_was_frozen_is_asked_again_as_soon_as_it_is_back() {
     is_back.expect("partitions stay unknown");
 }
 
+/// What it would do next may wait for a broker that never comes back.
+async fn a_producer_whose_connection_failed_while_it_was_idle_begins_no_other_transaction() {
+    let Killed { config, log, mut node } = Killed::start().await;
+    let commit = async |producer: &mut Box<dyn stream::Producer>, n: u8| {
+        let record = stream::Record { key: [n; 16], value: vec![n].into() };
+        let records = vec![(Topic::Events, Partition(0), record)];
+        producer.commit(stream::Transaction { records, consumed: None }).await
+    };
+    let mut producer = log.producer("idle").await.unwrap();
+    commit(&mut producer, 1).await.unwrap();
+    let node = tokio::task::spawn_blocking(move || {
+        node.kill(0);
+        // Every one of its instances has a connection that it tries again within a second.
+        std::thread::sleep(Duration::from_secs(3));
+        node.start_node(0).unwrap();
+        node
+    });
+    let _node = node.await.unwrap();
+    let answer = commit(&mut producer, 2).await;
+    assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+    let mut next = log.producer("idle").await.unwrap();
+    commit(&mut next, 3).await.unwrap();
+    let read = log.read(Topic::Events, Partition(0), Offset(0), 1_000).await.unwrap();
+    let values: Vec<_> = read.records.iter().map(|placed| placed.record.value[0]).collect();
+    assert_eq!(values, [1, 3]);
+    drop(config);
+}
+
 type Law = fn() -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 macro_rules! list {
@@ -207,6 +235,9 @@ fn main() -> ExitCode {
     // First, for they wait for one another.
     let frozen: Law = || Box::pin(a_broker_that_was_frozen_is_asked_again_as_soon_as_it_is_back());
     trials.insert(0, trial("frozen", "a_broker_that_was_frozen_is_asked_again_as_soon_as_it_is_back", frozen));
+    let idle: Law = || Box::pin(a_producer_whose_connection_failed_while_it_was_idle_begins_no_other_transaction());
+    let name = "a_producer_whose_connection_failed_while_it_was_idle_begins_no_other_transaction";
+    trials.insert(0, trial("killed", name, idle));
     trials.splice(0..0, killed.into_iter().map(|(name, law)| trial("killed", name, law)));
     let code = libtest_mimic::run(&arguments, trials).exit_code();
     for node in [&SHARED, &VICTIM] {

@@ -20,12 +20,24 @@ use crate::Error;
 pub(super) struct Notes {
     last: Mutex<Option<String>>,
     disturbances: AtomicU64,
+    /// Whatever polling has brought: what is said to people as well.
+    heard: AtomicU64,
 }
 
 impl Notes {
     /// How many connections or requests have failed, of those that polling has brought so far.
     pub(super) fn disturbances(&self) -> u64 {
         self.disturbances.load(Ordering::Acquire)
+    }
+
+    /// How much polling has brought so far of which the client tells its context.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Acquire)
+    }
+
+    /// Counts one.
+    pub(super) fn hear(&self) {
+        self.heard.fetch_add(1, Ordering::AcqRel);
     }
 
     /// For people: what was heard last, after what went wrong.
@@ -46,6 +58,7 @@ pub(super) struct Context<T> {
 
 impl<T: Send + Sync> ClientContext for Context<T> {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.notes.hear();
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(facility, "{message}");
@@ -59,6 +72,7 @@ impl<T: Send + Sync> ClientContext for Context<T> {
     fn stats(&self, _: Statistics) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.notes.hear();
         self.notes.disturbances.fetch_add(1, Ordering::AcqRel);
         *self.notes.last.lock() = Some(reason.to_owned());
         tracing::debug!(%error, reason, "a client's connection");

@@ -51,6 +51,7 @@ impl ProducerContext for Context<Reports> {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, lane: usize) {
+        self.notes.hear();
         let mut reported = self.own.0.lock();
         reported.left = reported.left.saturating_sub(1);
         match result {
@@ -122,7 +123,9 @@ impl Producer for KafkaProducer {
 
 struct Worker {
     inner: Arc<Inner>,
-    instances: Vec<Instance>,
+    /// Each with the disturbances that it had heard of when it was initialised: any more, and it begins no other
+    /// transaction.
+    instances: Vec<(Instance, u64)>,
     /// Which instance is next.
     turn: usize,
     /// I2: after any error there is nothing more to do for this producer.
@@ -140,6 +143,11 @@ impl Worker {
             });
             joined.collect::<Result<Vec<_>, _>>()
         })?;
+        let instances = instances.into_iter().map(|instance| {
+            let calm = disturbances(&instance);
+            (instance, calm)
+        });
+        let instances = instances.collect();
         Ok(Self { inner, instances, turn: 0, failed: None })
     }
 
@@ -168,7 +176,7 @@ impl Worker {
     /// Ends what may be open, so that readers do not wait for the broker to time it out. A successor does the same:
     /// whether this succeeds changes nothing.
     fn abort(&self) {
-        for instance in &self.instances {
+        for (instance, _) in &self.instances {
             if instance.client().fatal_error().is_none()
                 && let Err(error) = instance.abort_transaction(PATIENCE)
             {
@@ -199,11 +207,13 @@ impl Worker {
             return Ok(Vec::new());
         }
         self.turn = (self.turn + 1) % self.instances.len();
-        let instance = &self.instances[self.turn];
+        let (instance, calm) = &self.instances[self.turn];
         let notes = &instance.context().notes;
-        // What was heard before is not of this transaction.
-        instance.poll(Duration::ZERO);
-        let disturbances = notes.disturbances();
+        // It may be the connection to the group's coordinator. For that one librdkafka waits, however long, and asks who is
+        // coordinator now only when some other connection comes up or ends.
+        if disturbances(instance) != *calm {
+            return Err(Error::Unavailable("a connection failed before this transaction".into()));
+        }
         let deadline = Instant::now() + self.inner.config.transaction_timeout;
         let failed = |doing: &str, error: &KafkaError| match instance.client().fatal_error() {
             Some((code, _)) if client::is_fenced(code) => Error::Fenced,
@@ -265,18 +275,35 @@ impl Worker {
             .collect();
         drop(reported);
         self.inner.promise(&ends);
-        instance.poll(Duration::ZERO);
-        if notes.disturbances() != disturbances {
+        if disturbances(instance) != *calm {
             self.failed = Some(Error::Unavailable("a connection failed during the last transaction".into()));
         }
         Ok(ends)
     }
 }
 
+/// Takes all that is there: a poll brings one thing at a time, be it a line for people.
+fn drain(instance: &Instance) {
+    let notes = &instance.context().notes;
+    loop {
+        let before = notes.heard();
+        instance.poll(Duration::ZERO);
+        if notes.heard() == before {
+            return;
+        }
+    }
+}
+
+/// How many connections or requests have failed up to now.
+fn disturbances(instance: &Instance) -> u64 {
+    drain(instance);
+    instance.context().notes.disturbances()
+}
+
 /// Takes the delivery reports that are there, after a rest.
 fn look(instance: &Instance) {
     thread::sleep(SLICE);
-    instance.poll(Duration::ZERO);
+    drain(instance);
 }
 
 /// Calls again for as long as the client says that it may, and there is time.
