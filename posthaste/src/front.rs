@@ -10,9 +10,8 @@ use edge::auth::password::Argon2Pool;
 use edge::hub::Hub;
 use edge::metrics::HubMetrics;
 use futures_util::future::try_join_all;
-use schemas::EdgeId;
-use schemas::Partition;
 use schemas::link::{FanoutPort, HistoryPort, Lane};
+use schemas::{EdgeId, Partition};
 use stream::Log;
 use tokio::net::TcpListener;
 

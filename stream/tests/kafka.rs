@@ -177,7 +177,7 @@ async fn a_broker_that_was_frozen_is_asked_again_as_soon_as_it_is_back() {
 
 /// What it would do next may wait for a broker that never comes back.
 async fn a_producer_whose_connection_failed_while_it_was_idle_begins_no_other_transaction() {
-    let Killed { config, log, mut node } = Killed::start().await;
+    let Killed { log, mut node, .. } = Killed::start().await;
     let commit = async |producer: &mut Box<dyn stream::Producer>, n: u8| {
         let record = stream::Record { key: [n; 16], value: vec![n].into() };
         let records = vec![(Topic::Events, Partition(0), record)];
@@ -200,7 +200,6 @@ async fn a_producer_whose_connection_failed_while_it_was_idle_begins_no_other_tr
     let read = log.read(Topic::Events, Partition(0), Offset(0), 1_000).await.unwrap();
     let values: Vec<_> = read.records.iter().map(|placed| placed.record.value[0]).collect();
     assert_eq!(values, [1, 3]);
-    drop(config);
 }
 
 type Law = fn() -> Pin<Box<dyn Future<Output = ()> + Send>>;
